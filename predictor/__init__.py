@@ -1,0 +1,1 @@
+"""The serving process: audio bytes in, transcript out. Start reading at `predictor.recognizer`."""

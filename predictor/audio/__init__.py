@@ -1,0 +1,96 @@
+"""Audio bytes to a Waveform: mono float32 at 16 kHz, in bounded memory. The only door to soundfile, av and soxr.
+
+    containers   bytes -> Container: sniff                               [stdlib]
+    integrity    is all of it there? chunk sizes, page checksums         [stdlib]
+    readers      Container -> blocks, mixed to mono, at their own rate   [soundfile, av]
+
+Then here: blocks -> limited -> resampled -> Waveform. Everything flows in blocks, so a few kilobytes that unpack to
+ten hours cost no more than the limit allows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import soxr
+
+from predictor.audio.containers import sniff
+from predictor.audio.integrity import checked_rate, whole
+from predictor.audio.readers import Block, Samples, Source, opened
+from predictor.errors import AudioTooLong, InvalidAudio, PredictorError
+from predictor.features import SAMPLE_RATE_HZ
+
+__all__ = ["Waveform", "decode"]
+
+_ROUNDING_SECONDS = 1e-6  # what adding up many blocks may err by
+
+
+@dataclass(frozen=True, slots=True)
+class Waveform:
+    """Mono audio at SAMPLE_RATE_HZ: `samples` float32 [N], N >= 1, finite, within [-1, 1]."""
+
+    samples: Samples
+
+    @property
+    def duration_seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE_HZ
+
+
+def decode(data: bytes, max_seconds: float) -> Waveform:
+    """Decode a whole file of any container in `containers`, any sample rate in the limits and any channel count.
+
+    Raises UnsupportedAudio for bytes or codecs that no reader knows, AudioTooLong as soon as `max_seconds` are
+    exceeded, InvalidAudio for all else that is wrong with the bytes; nothing else. Safe to call from many threads.
+    """
+    if not data:
+        raise InvalidAudio("it is empty")
+    container, body = sniff(data)
+    body = whole(container, body)
+    try:
+        with opened(container, body) as source, np.errstate(over="ignore", invalid="ignore"):
+            samples = np.concatenate([*_resampled(_limited(source, max_seconds))])
+    except PredictorError:
+        raise
+    except Exception as error:  # whatever three native decoders throw at hostile bytes, it is the bytes' fault
+        raise InvalidAudio(f"the {container.name} data is damaged") from error
+    return Waveform(_in_range(samples))
+
+
+def _limited(source: Source, max_seconds: float) -> Iterator[Block]:
+    """The blocks, as long as they keep to the limits; in the end, whether the file held what it promised."""
+    promised, seconds = source.promised_seconds, 0.0
+    if promised is not None and promised > max_seconds + source.tolerance_seconds:
+        raise AudioTooLong(max_seconds)
+    for block in source.blocks:
+        seconds += len(block.samples) / checked_rate(block.rate_hz)
+        if seconds > max_seconds + _ROUNDING_SECONDS:
+            raise AudioTooLong(max_seconds)
+        yield block
+    if seconds == 0:
+        raise InvalidAudio("it holds no samples")
+    if promised is not None and seconds < promised - source.tolerance_seconds - _ROUNDING_SECONDS:
+        raise InvalidAudio(f"the header promises {promised:.2f} s but {seconds:.2f} s are there")
+
+
+def _resampled(blocks: Iterator[Block]) -> Iterator[Samples]:
+    """The blocks at SAMPLE_RATE_HZ: one streaming resampler for each run of blocks with the same rate."""
+    for rate_hz, run in groupby(blocks, key=lambda block: block.rate_hz):
+        if rate_hz == SAMPLE_RATE_HZ:
+            yield from (block.samples for block in run)
+            continue
+        resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+        for block in run:
+            yield resampler.resample_chunk(block.samples)
+        yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _in_range(samples: Samples) -> Samples:
+    """Samples [N] divided by their peak where it is above 1: lossy codecs overshoot, and some float files count
+    in integers. One NaN or infinity reaches the peak, through the resampler too."""
+    if not len(samples):
+        raise InvalidAudio("it is shorter than one sample at 16 kHz")
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not np.isfinite(peak):
+        raise InvalidAudio("it holds samples that are not numbers (NaN or infinite)")
+    return samples / np.float32(peak) if peak > 1 else samples

@@ -1,0 +1,271 @@
+"""A model directory and its manifest: read, verify, digest. Nothing but the standard library.
+
+    bundle/
+      manifest.json     what the model is, and every other file with its size and SHA-256
+      model.onnx        features -> log-probabilities of tokens
+      vocabulary.json   what each token spells, which tokens a language can use
+
+The digest of the manifest's bytes names the bundle: the manifest holds the digest of every other file, so one
+digest proves all of them. A bundle is either exactly what its manifest says or refused.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from predictor.errors import InvalidBundle
+
+FORMAT = "vani-bundle/1"
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
+
+# What a document of the wrong shape makes of the code below: refused, never a traceback.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+_IGNORED = frozenset({"lost+found"})  # besides dot files: what volumes and store clients leave behind
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """How samples become features. `kind` is "whisper-log-mel" (see `predictor.features`)."""
+
+    kind: str
+    mel_bins: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """An ONNX graph from features float32 [B, mel, T] and lengths int64 [B] to log-probabilities [B, T', tokens].
+
+    `frame_seconds` is the time between two output frames; `precision` ("fp32", "fp16", "int8") tells how the
+    weights are stored.
+    """
+
+    file: str
+    features: str
+    lengths: str
+    log_probs: str
+    frame_seconds: float
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """`tokens[i]` is what token i spells; `languages` maps a code to the ids that its text can use, blank included."""
+
+    tokens: tuple[str, ...]
+    blank_id: int
+    languages: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from: a repository and the commit or release of it."""
+
+    repository: str
+    revision: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified model directory. `digest` is "sha256:<hex>" of the manifest's bytes."""
+
+    directory: Path
+    digest: str
+    name: str
+    version: str
+    family: str
+    sample_rate_hz: int
+    max_window_seconds: float
+    front_end: FrontEnd
+    graph: Graph
+    vocabulary: Vocabulary
+    source: Source
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self.vocabulary.languages)
+
+    def path(self, file: str) -> Path:
+        return self.directory / file
+
+
+def read(directory: Path) -> Bundle:
+    """Read the manifest and verify every file against it.
+
+    Raises InvalidBundle with the name of each file that is missing, altered or not in the manifest.
+    """
+    manifest, digest = _read_manifest(directory)
+    problems = list(_differences(directory, manifest))
+    if problems:
+        raise InvalidBundle(problems)
+    try:
+        return _parse(directory, digest, manifest)
+    except _MALFORMED as error:
+        raise InvalidBundle([f"{MANIFEST} or {VOCABULARY} does not follow {FORMAT}: {_describe(error)}"]) from error
+
+
+def write(
+    directory: Path,
+    *,
+    name: str,
+    version: str,
+    family: str,
+    max_window_seconds: float,
+    sample_rate_hz: int,
+    front_end: FrontEnd,
+    graph: Graph,
+    vocabulary: Vocabulary,
+    source: Source,
+) -> Bundle:
+    """Make `directory`, which holds the graph already, a bundle: write vocabulary and manifest, then read it back."""
+    content = {
+        "tokens": vocabulary.tokens,
+        "blank_id": vocabulary.blank_id,
+        "languages": vocabulary.languages,
+    }
+    _write_json(directory / VOCABULARY, content)
+    files = sorted(path for path in _files(directory) if path != MANIFEST)
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "version": version,
+        "family": family,
+        "sample_rate_hz": sample_rate_hz,
+        "max_window_seconds": max_window_seconds,
+        "front_end": asdict(front_end),
+        "graph": asdict(graph),
+        "source": asdict(source),
+        "files": [{"path": path, **_measure(directory / path)} for path in files],
+    }
+    _write_json(directory / MANIFEST, manifest)
+    return read(directory)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
+    try:
+        content = (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise InvalidBundle([f"{MANIFEST} cannot be read ({error.strerror})"]) from error
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InvalidBundle([f"{MANIFEST} is not JSON"]) from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InvalidBundle([f"{MANIFEST} has the format {found!r}, and {FORMAT!r} is what can be read"])
+    return manifest, "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def _measure(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size_bytes": path.stat().st_size, "sha256": digest}
+
+
+def _files(directory: Path) -> Iterator[str]:
+    """Every file below `directory` as a POSIX path relative to it, leaving out dot files and volume artefacts."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in _IGNORED]
+        for name in names:
+            if not name.startswith("."):
+                yield (Path(folder) / name).relative_to(directory).as_posix()
+
+
+def _differences(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each file that is not what the manifest says."""
+    listed = set()
+    entries = manifest.get("files")
+    for entry in entries if isinstance(entries, list) else []:
+        try:
+            path, size_bytes, sha256 = str(entry["path"]), int(entry["size_bytes"]), str(entry["sha256"])
+        except _MALFORMED:
+            yield f"{MANIFEST} lists a file without path, size_bytes and sha256"
+            continue
+        listed.add(path)
+        yield from _difference(directory, path, size_bytes, sha256)
+    yield from (f"{path} is not in the manifest" for path in sorted({*_files(directory)} - listed - {MANIFEST}))
+    if VOCABULARY not in listed:
+        yield f"{MANIFEST} does not list {VOCABULARY}"
+
+
+def _difference(directory: Path, path: str, size_bytes: int, sha256: str) -> Iterator[str]:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        yield f"{path} lies outside the bundle"
+        return
+    try:
+        actual_bytes = (directory / pure).stat().st_size
+        if actual_bytes != size_bytes:
+            yield f"{path} has {actual_bytes} bytes, the manifest says {size_bytes}"
+        elif _measure(directory / pure)["sha256"] != sha256:
+            yield f"{path} does not have the manifest's SHA-256"
+    except FileNotFoundError:
+        yield f"{path} is missing"
+    except OSError as error:
+        yield f"{path} cannot be read ({error.strerror})"
+    except ValueError:  # a NUL or a lone surrogate: no file can be called so
+        yield f"{path!r} is not the name of a file"
+
+
+def _parse(directory: Path, digest: str, manifest: Mapping[str, Any]) -> Bundle:
+    bundle = Bundle(
+        directory=directory,
+        digest=digest,
+        name=manifest["name"],
+        version=manifest["version"],
+        family=manifest["family"],
+        sample_rate_hz=manifest["sample_rate_hz"],
+        max_window_seconds=manifest["max_window_seconds"],
+        front_end=FrontEnd(**manifest["front_end"]),
+        graph=Graph(**manifest["graph"]),
+        vocabulary=_parse_vocabulary(json.loads((directory / VOCABULARY).read_text(encoding="utf-8"))),
+        source=Source(**manifest["source"]),
+    )
+    for part in (bundle, bundle.front_end, bundle.graph, bundle.source):
+        _check_types(part)
+    if not any(entry["path"] == bundle.graph.file for entry in manifest["files"]):
+        raise ValueError(f"the graph {bundle.graph.file!r} is not among its files")
+    if not 1 <= bundle.max_window_seconds < math.inf or not 0 < bundle.graph.frame_seconds < math.inf:
+        raise ValueError("max_window_seconds must be at least 1 and frame_seconds above 0, both finite")
+    return bundle
+
+
+def _check_types(part: Bundle | FrontEnd | Graph | Source) -> None:
+    kinds: dict[object, Any] = {str: str, int: int, float: int | float}
+    for field in fields(part):
+        if not isinstance(getattr(part, field.name), kinds.get(field.type, object)):
+            raise TypeError(f"{field.name} is of the wrong type")
+
+
+def _parse_vocabulary(content: Mapping[str, Any]) -> Vocabulary:
+    vocabulary = Vocabulary(
+        tokens=tuple(content["tokens"]),
+        blank_id=content["blank_id"],
+        languages={code: tuple(ids) for code, ids in content["languages"].items()},
+    )
+    if not isinstance(content["tokens"], list) or not all(isinstance(t, str) for t in vocabulary.tokens):
+        raise TypeError("tokens must be a list of texts")
+    if not vocabulary.languages:
+        raise ValueError("no language is listed")
+    for code, ids in {"blank": (vocabulary.blank_id,), **vocabulary.languages}.items():
+        if not all(isinstance(i, int) for i in ids):
+            raise TypeError(f"{code}: token ids must be whole numbers")
+        if vocabulary.blank_id not in ids:
+            raise ValueError(f"{code}: the blank is not among its tokens")
+        if not ids or min(ids) < 0 or max(ids) >= len(vocabulary.tokens):
+            raise ValueError(f"{code}: token ids must lie between 0 and {len(vocabulary.tokens) - 1}")
+    return vocabulary
+
+
+def _describe(error: Exception) -> str:
+    return f"{error} is not there" if isinstance(error, KeyError) else str(error)

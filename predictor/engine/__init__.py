@@ -1,0 +1,1 @@
+"""Batch to Emissions: the one place where a network runs."""

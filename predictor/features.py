@@ -1,0 +1,89 @@
+"""Waveform to Features to Batch: Whisper's log-mel spectrogram, in NumPy, at the true length.
+
+The reference is OpenAI Whisper's `log_mel_spectrogram` as transformers' `WhisperFeatureExtractor`
+computes it (natural order: window, power spectrum, Slaney mel filters, log10, clamp to eight decades
+below the loudest bin, scale). Its 30 s of padding is left out: a window is as long as its audio, which
+on a CPU is the largest saving of the whole path. A test holds the parity at 1e-4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+N_FFT = 400  # 25 ms
+HOP_SAMPLES = 160  # 10 ms
+FRAME_SECONDS = HOP_SAMPLES / SAMPLE_RATE_HZ
+
+_SLANEY_BREAK_HZ = 1_000.0
+_SLANEY_BREAK_MEL = 15.0
+_SLANEY_LOG_STEP = 27.0 / np.log(6.4)
+_FLOOR = 1e-10
+_DYNAMIC_RANGE = 8.0  # decades kept below the loudest bin
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Utterances padded to one length: `frames` float32 [B, mel, T], `lengths` int64 [B] <= T."""
+
+    frames: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+
+
+def _hz_to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Slaney's Auditory Toolbox scale: linear below 1 kHz, logarithmic above."""
+    above = _SLANEY_BREAK_MEL + np.log(np.maximum(hz, _SLANEY_BREAK_HZ) / _SLANEY_BREAK_HZ) * _SLANEY_LOG_STEP
+    return np.where(hz < _SLANEY_BREAK_HZ, 3.0 * hz / 200.0, above)
+
+
+def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    above = _SLANEY_BREAK_HZ * np.exp((mel - _SLANEY_BREAK_MEL) / _SLANEY_LOG_STEP)
+    return np.where(mel < _SLANEY_BREAK_MEL, 200.0 * mel / 3.0, above)
+
+
+@cache
+def mel_filters(mel_bins: int) -> NDArray[np.float32]:
+    """Triangular filters of equal area, 0 Hz to Nyquist: float32 [mel_bins, N_FFT // 2 + 1]."""
+    nyquist = SAMPLE_RATE_HZ / 2
+    edge_mels = _hz_to_mel(np.array([0.0, nyquist]))
+    edges = _mel_to_hz(np.linspace(edge_mels[0], edge_mels[1], mel_bins + 2))
+    bins = np.linspace(0.0, nyquist, N_FFT // 2 + 1)
+    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return np.asarray(triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None], dtype=np.float32)
+
+
+@cache
+def _window() -> NDArray[np.float32]:
+    """The periodic Hann window (the FFT's, not the symmetric one)."""
+    return np.asarray(np.hanning(N_FFT + 1)[:-1], dtype=np.float32)
+
+
+def log_mel(samples: NDArray[np.float32], mel_bins: int = 80) -> NDArray[np.float32]:
+    """Mono 16 kHz samples [N] to log-mel frames [mel_bins, T], T = N // 160, about within [-1, 1.5].
+
+    Audio shorter than one analysis window (25 ms) is extended with silence to that length.
+    """
+    if samples.shape[0] < N_FFT:
+        samples = np.pad(samples, (0, N_FFT - samples.shape[0]))
+    padded = np.pad(samples, N_FFT // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_SAMPLES][:-1]
+    spectrum = np.fft.rfft(windows * _window(), axis=-1)
+    power = spectrum.real**2 + spectrum.imag**2
+    mel = mel_filters(mel_bins) @ power.T
+    log = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
+    np.maximum(log, log.max() - _DYNAMIC_RANGE, out=log)
+    return np.asarray((log + 4.0) / 4.0, dtype=np.float32)
+
+
+def pad(features: Sequence[NDArray[np.float32]]) -> Batch:
+    """Stack features [mel, T_i] into one Batch, zeros after each one's own length."""
+    lengths = np.array([f.shape[1] for f in features], dtype=np.int64)
+    frames = np.zeros((len(features), features[0].shape[0], int(lengths.max())), dtype=np.float32)
+    for row, feature in zip(frames, features, strict=True):
+        row[:, : feature.shape[1]] = feature
+    return Batch(frames, lengths)

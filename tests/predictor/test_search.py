@@ -1,0 +1,116 @@
+"""predictor.search: the best CTC path, against an implementation that is slow and obvious."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from predictor.bundle import Vocabulary
+from predictor.search import best_path, identify
+
+TOKENS = 7
+BLANK = 0
+
+
+def _log_probs(path, seed=0, peak=6.0):
+    """Log-probabilities [T, TOKENS] in which token path[t] is the most probable of frame t, by a margin."""
+    logits = np.random.default_rng(seed).normal(0, 1, (len(path), TOKENS))
+    logits[np.arange(len(path)), path] += peak
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def _slowly(log_probs, allowed, blank_id):
+    """The definition: per frame the best allowed token, runs collapsed, blanks dropped; (token, start, end, peak)."""
+    frames = []
+    for t, row in enumerate(np.exp(log_probs.astype(np.float64))):
+        token = max(allowed, key=lambda i: row[i])
+        frames.append((t, token, row[token] / sum(row[i] for i in allowed)))
+    runs = [list(run) for _, run in groupby(frames, key=lambda frame: frame[1])]
+    return [(r[0][1], r[0][0], r[-1][0] + 1, max(f[2] for f in r)) for r in runs if r[0][1] != blank_id]
+
+
+@st.composite
+def _searches(draw):
+    runs = draw(st.lists(st.tuples(st.integers(0, TOKENS - 1), st.integers(1, 4)), max_size=12))
+    path = [token for token, count in runs for _ in range(count)]
+    log_probs = _log_probs(path, draw(st.integers(0, 999)), draw(st.sampled_from([0.0, 1.0, 6.0, 60.0])))
+    blank = draw(st.integers(0, TOKENS - 1))
+    others = draw(st.sets(st.integers(0, TOKENS - 1), min_size=1))
+    return log_probs, draw(st.permutations(sorted(others | {blank}))), blank
+
+
+@given(_searches())
+def test_the_path_is_the_one_of_the_definition(search):
+    found = best_path(*search)
+    expected = _slowly(*search)
+    assert list(zip(found.tokens, found.starts, found.ends, strict=True)) == [e[:3] for e in expected]
+    np.testing.assert_allclose(found.confidences, [e[3] for e in expected], rtol=1e-4)
+
+
+@given(_searches())
+def test_tokens_are_allowed_and_spoken_spans_in_order_and_confidences_probabilities(search):
+    log_probs, allowed, blank = search
+    found = best_path(log_probs, allowed, blank)
+    assert set(found.tokens.tolist()) <= set(allowed) - {blank}
+    assert np.all(found.starts < found.ends)
+    assert np.all(found.ends[:-1] <= found.starts[1:])
+    assert np.all((found.confidences > 0) & (found.confidences <= 1))
+    assert (found.starts.min(initial=0), found.ends.max(initial=0)) >= (0, 0)
+    assert found.ends.max(initial=0) <= len(log_probs)
+    assert [a.dtype for a in (found.tokens, found.starts, found.ends, found.confidences)] == [
+        *([np.int64] * 3),
+        np.float32,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "starts", "ends"),
+    [
+        ([3, 3, 0, 3], [3, 3], [0, 3], [2, 4]),  # a doubled token survives: repeats first, blanks second
+        ([3, 3, 3], [3], [0], [3]),
+        ([0, 3, 4, 0], [3, 4], [1, 2], [2, 3]),
+        ([0, 0], [], [], []),
+        ([3], [3], [0], [1]),
+        ([], [], [], []),
+    ],
+)
+def test_repeats_are_collapsed_before_blanks_are_dropped(path, tokens, starts, ends):
+    found = best_path(_log_probs(path), range(TOKENS), BLANK)
+    assert (found.tokens.tolist(), found.starts.tolist(), found.ends.tolist()) == (tokens, starts, ends)
+
+
+def test_a_token_that_is_not_allowed_gives_its_place_to_the_best_that_is():
+    log_probs = np.log(np.array([[0.1, 0.6, 0.3]], dtype=np.float32))
+    found = best_path(log_probs, [0, 2], BLANK)
+    assert found.tokens.tolist() == [2]
+    assert found.confidences == pytest.approx([0.75])  # of what the allowed share
+
+
+def test_the_order_in_which_all_tokens_are_allowed_does_not_matter():
+    log_probs = _log_probs([3, 0, 4, 4, 5])
+    assert best_path(log_probs, [6, 5, 4, 3, 2, 1, 0], BLANK).tokens.tolist() == [3, 4, 5]
+
+
+def test_confidence_is_the_highest_probability_of_the_run():
+    log_probs = np.log(np.array([[0.4, 0.6], [0.1, 0.9], [0.3, 0.7]], dtype=np.float32))
+    assert best_path(log_probs, range(2), BLANK).confidences == pytest.approx([0.9])
+
+
+LANGUAGES = Vocabulary(("_", " ", "a", "b", "ư", "क", "ख"), BLANK, {"vi": (0, 1, 2, 3, 4), "hi": (0, 1, 5, 6)})
+
+
+@pytest.mark.parametrize(
+    ("path", "language"),
+    [
+        ([2, 1, 4], "vi"),
+        ([5, 1, 6], "hi"),
+        ([5, 0, 5, 2], "hi"),
+        ([2, 2, 2, 2, 2, 0, 5, 6], "hi"),  # tokens are counted, not frames
+        ([0, 0, 0], None),
+        ([], None),
+    ],
+)
+def test_the_language_is_the_one_that_holds_most_tokens_and_none_for_silence(path, language):
+    assert identify(_log_probs(path), LANGUAGES) == language

@@ -72,9 +72,13 @@ format: $(VENV)/.developing  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.developing  ## run the commands that the documentation shows and write what they print
+	@$(BIN)/python tests/support/documented.py
+
 .PHONY: bench
 bench: $(VENV)/.developing  ## what is fast: measured side by side on this machine
-	@$(BIN)/python benchmarks/precision.py
+	@for script in engine path http health; do $(BIN)/python benchmarks/$$script.py; done
 
 .PHONY: demo-model
 demo-model: $(VENV)/.developing  ## make the embedded bundles and test set anew (needs espeak-ng; under two hours)

@@ -12,21 +12,20 @@ digest proves all of them. A bundle is either exactly what its manifest says or 
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from predictor import verify
 from predictor.errors import InvalidBundle
+from predictor.verify import MANIFEST
 
 FORMAT = "vani-bundle/1"
-MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 
 # What a document of the wrong shape makes of the code below: refused, never a traceback.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-_IGNORED = frozenset({"lost+found"})  # besides dot files: what volumes and store clients leave behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def read(directory: Path) -> Bundle:
     Raises InvalidBundle with the name of each file that is missing, altered or not in the manifest.
     """
     manifest, digest = _read_manifest(directory)
-    problems = list(_differences(directory, manifest))
+    problems = list(verify.differences(directory, manifest, required=VOCABULARY))
     if problems:
         raise InvalidBundle(problems)
     try:
@@ -130,7 +129,7 @@ def write(
         "languages": vocabulary.languages,
     }
     _write_json(directory / VOCABULARY, content)
-    files = sorted(path for path in _files(directory) if path != MANIFEST)
+    files = sorted(path for path in verify.files(directory) if path != MANIFEST)
     manifest = {
         "format": FORMAT,
         "name": name,
@@ -141,7 +140,7 @@ def write(
         "front_end": asdict(front_end),
         "graph": asdict(graph),
         "source": asdict(source),
-        "files": [{"path": path, **_measure(directory / path)} for path in files],
+        "files": [{"path": path, **verify.measure(directory / path)} for path in files],
     }
     _write_json(directory / MANIFEST, manifest)
     return read(directory)
@@ -164,57 +163,6 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     if found != FORMAT:
         raise InvalidBundle([f"{MANIFEST} has the format {found!r}, and {FORMAT!r} is what can be read"])
     return manifest, "sha256:" + hashlib.sha256(content).hexdigest()
-
-
-def _measure(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size_bytes": path.stat().st_size, "sha256": digest}
-
-
-def _files(directory: Path) -> Iterator[str]:
-    """Every file below `directory` as a POSIX path relative to it, leaving out dot files and volume artefacts."""
-    for folder, folders, names in os.walk(directory):
-        folders[:] = [f for f in folders if not f.startswith(".") and f not in _IGNORED]
-        for name in names:
-            if not name.startswith("."):
-                yield (Path(folder) / name).relative_to(directory).as_posix()
-
-
-def _differences(directory: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each file that is not what the manifest says."""
-    listed = set()
-    entries = manifest.get("files")
-    for entry in entries if isinstance(entries, list) else []:
-        try:
-            path, size_bytes, sha256 = str(entry["path"]), int(entry["size_bytes"]), str(entry["sha256"])
-        except _MALFORMED:
-            yield f"{MANIFEST} lists a file without path, size_bytes and sha256"
-            continue
-        listed.add(path)
-        yield from _difference(directory, path, size_bytes, sha256)
-    yield from (f"{path} is not in the manifest" for path in sorted({*_files(directory)} - listed - {MANIFEST}))
-    if VOCABULARY not in listed:
-        yield f"{MANIFEST} does not list {VOCABULARY}"
-
-
-def _difference(directory: Path, path: str, size_bytes: int, sha256: str) -> Iterator[str]:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts:
-        yield f"{path} lies outside the bundle"
-        return
-    try:
-        actual_bytes = (directory / pure).stat().st_size
-        if actual_bytes != size_bytes:
-            yield f"{path} has {actual_bytes} bytes, the manifest says {size_bytes}"
-        elif _measure(directory / pure)["sha256"] != sha256:
-            yield f"{path} does not have the manifest's SHA-256"
-    except FileNotFoundError:
-        yield f"{path} is missing"
-    except OSError as error:
-        yield f"{path} cannot be read ({error.strerror})"
-    except ValueError:  # a NUL or a lone surrogate: no file can be called so
-        yield f"{path!r} is not the name of a file"
 
 
 def _parse(directory: Path, digest: str, manifest: Mapping[str, Any]) -> Bundle:

@@ -23,6 +23,7 @@ _SLANEY_BREAK_MEL = 15.0
 _SLANEY_LOG_STEP = 27.0 / np.log(6.4)
 _FLOOR = 1e-10
 _DYNAMIC_RANGE = 8.0  # decades kept below the loudest bin
+_BLOCK_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +65,30 @@ def _window() -> NDArray[np.float32]:
 
 
 def log_mel(samples: NDArray[np.float32], mel_bins: int = 80) -> NDArray[np.float32]:
-    """Mono 16 kHz samples [N] to log-mel frames [mel_bins, T], T = N // 160, about within [-1, 1.5].
+    """Mono 16 kHz samples [N] to log-mel frames [mel_bins, T], T = N // 160, about within [-1.5, 1.6].
 
-    Audio shorter than one analysis window (25 ms) is extended with silence to that length.
+    Audio shorter than one analysis window (25 ms) is extended with silence to that length, where T is 2.
     """
     if samples.shape[0] < N_FFT:
         samples = np.pad(samples, (0, N_FFT - samples.shape[0]))
     padded = np.pad(samples, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_SAMPLES][:-1]
     spectrum = np.fft.rfft(windows * _window(), axis=-1)
-    power = spectrum.real**2 + spectrum.imag**2
-    mel = mel_filters(mel_bins) @ power.T
+    mel = _apply(mel_filters(mel_bins), spectrum.real**2 + spectrum.imag**2)
     log = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
     np.maximum(log, log.max() - _DYNAMIC_RANGE, out=log)
     return np.asarray((log + 4.0) / 4.0, dtype=np.float32)
+
+
+def _apply(filters: NDArray[np.float32], power: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Filters [mel, bins] on power spectra [T, bins]: [mel, T], in blocks too small for BLAS to start its threads.
+
+    On busy cores those threads wait for each other: 16 ms of processor time where the product takes 0.3 ms.
+    """
+    count, bins = power.shape
+    blocks = np.zeros((-(-count // _BLOCK_FRAMES), _BLOCK_FRAMES, bins), dtype=np.float32)
+    blocks.reshape(-1, bins)[:count] = power
+    return np.ascontiguousarray((blocks @ filters.T).reshape(-1, len(filters))[:count].T)
 
 
 def pad(features: Sequence[NDArray[np.float32]]) -> Batch:

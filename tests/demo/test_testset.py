@@ -61,7 +61,9 @@ def test_no_clip_is_silent():
 
 
 def test_no_file_is_unlisted():
-    present = {path.relative_to(testset.DIRECTORY).as_posix() for path in testset.DIRECTORY.rglob("*") if path.is_file()}
+    present = {
+        path.relative_to(testset.DIRECTORY).as_posix() for path in testset.DIRECTORY.rglob("*") if path.is_file()
+    }
     assert present == {"manifest.jsonl", *(clip.audio for clip in CLIPS)}
 
 

@@ -74,7 +74,8 @@ def log_mel(samples: NDArray[np.float32], mel_bins: int = 80) -> NDArray[np.floa
     padded = np.pad(samples, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_SAMPLES][:-1]
     spectrum = np.fft.rfft(windows * _window(), axis=-1)
-    mel = _apply(mel_filters(mel_bins), spectrum.real**2 + spectrum.imag**2)
+    power = np.asarray(spectrum.real**2 + spectrum.imag**2, dtype=np.float32)
+    mel = _apply(mel_filters(mel_bins), power)
     log = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
     np.maximum(log, log.max() - _DYNAMIC_RANGE, out=log)
     return np.asarray((log + 4.0) / 4.0, dtype=np.float32)

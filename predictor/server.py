@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelServer
+from kserve.errors import ModelNotFound
 from kserve.model_server import app as kserve_app
-from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.infer_type import RequestedOutput
 from starlette.exceptions import HTTPException
 
@@ -155,26 +155,20 @@ class AsrModel(Model):  # type: ignore[misc]  # kserve is not typed
         )
 
 
-class _DataPlane(DataPlane):  # type: ignore[misc]  # as above
-    """KServe's, with the binary tensor extension read as bytes: KServe's own way makes a Unicode error of audio."""
-
-    def decode_inference_request(self, body: Any, headers: dict[str, str], model_name: str) -> InferRequest:  # noqa: ANN401
-        if not isinstance(body, bytes):
-            return super().decode_inference_request(body, headers, model_name)
-        head, tensors = protocol.read_v2_binary(body, headers.get("inference-header-content-length", str(len(body))))
-        inputs = [InferInput(t.name, list(t.shape), t.datatype, t.values) for t in tensors]
-        for infer_input, tensor in zip(inputs, tensors, strict=True):
-            infer_input._raw_data = tensor.raw
-        parameters, outputs = head.get("parameters"), head.get("outputs")
-        if not isinstance(parameters, dict | None) or not isinstance(outputs, list | None):
-            raise BadRequest("parameters must be an object and outputs a list")
-        return InferRequest(
-            model_name,
-            inputs,
-            request_id=str(head["id"])[:128] if head.get("id") is not None else None,
-            parameters=parameters,
-            request_outputs=[_read_requested(output) for output in outputs] if outputs else None,
-        )
+def _read_infer_request(body: bytes, json_bytes: str, model_name: str) -> InferRequest:
+    """What KServe makes of a V2 body, made here: its own reader parses on the event loop, where a long recording in
+    base64 holds everybody up, and it reads the tensors of the binary extension as if audio were UTF-8."""
+    head, tensors = protocol.read_v2_body(body, json_bytes)
+    inputs = [InferInput(t.name, list(t.shape), t.datatype, t.values) for t in tensors]
+    for infer_input, tensor in zip(inputs, tensors, strict=True):
+        infer_input._raw_data = tensor.raw
+    identity, parameters, outputs = head.get("id"), head.get("parameters"), head.get("outputs")
+    if not isinstance(parameters, dict | None) or not isinstance(outputs, list | None):
+        raise BadRequest("parameters must be an object and outputs a list")
+    if not isinstance(identity, str | None):
+        raise BadRequest("id must be text")
+    requested = [_read_requested(output) for output in outputs] if outputs else None
+    return InferRequest(model_name, inputs, identity, parameters=parameters, request_outputs=requested)
 
 
 def _read_requested(output: object) -> RequestedOutput:
@@ -219,6 +213,20 @@ def routes(model: AsrModel) -> APIRouter:
                 "precision": bundle.graph.precision,
             },
         }
+
+    @router.post("/v2/models/{model_name}/infer", response_model=None)
+    async def infer(request: Request, model_name: str) -> Response:
+        if model_name != model.name:
+            raise ModelNotFound(model_name)
+        body = await request.body()
+        json_bytes = request.headers.get("inference-header-content-length", str(len(body)))
+        parsed = await model.scheduler.decode(_read_infer_request, body, json_bytes, model_name)
+        answer, _ = await model(parsed, dict(request.headers))
+        content, json_bytes = answer.to_rest()
+        if json_bytes is None:
+            return JSONResponse(content)
+        headers = {"Inference-Header-Content-Length": str(json_bytes)}
+        return Response(content, headers=headers, media_type="application/octet-stream")
 
     @router.post("/transcribe")
     async def transcribe(
@@ -287,7 +295,6 @@ def serve(settings: Settings) -> None:
         enable_latency_logging=False,
         grace_period=settings.shutdown_grace_seconds,
     )
-    server.dataplane = _DataPlane(model_registry=server.registered_models)
     bundle = recognizer.bundle
     logger.info(
         "serving %s version %s (%s) on port %d", model.name, bundle.version, bundle.digest[:19], settings.http_port

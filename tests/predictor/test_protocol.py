@@ -90,7 +90,7 @@ def test_v2_binary_clips_are_read_as_they_were_sent(files):
         audio + codes,
         id="r1",
     )
-    head, tensors = protocol.read_v2_binary(body, length)
+    head, tensors = protocol.read_v2_body(body, length)
     assert head["id"] == "r1"
     assert protocol.read_v2(tensors, None) == [Clip(*file) for file in files]
 
@@ -104,7 +104,7 @@ def test_a_binary_tensor_may_stand_beside_one_in_json():
         ],
         audio,
     )
-    assert protocol.read_v2(protocol.read_v2_binary(body, length)[1], None) == [Clip(b"\xff\xfe", "hi")]
+    assert protocol.read_v2(protocol.read_v2_body(body, length)[1], None) == [Clip(b"\xff\xfe", "hi")]
 
 
 @pytest.mark.parametrize(("shape", "nested"), [((2, 1), [["AA=="], ["AQ=="]]), ((1, 2), [["AA==", "AQ=="]])])
@@ -241,12 +241,12 @@ TENSOR = {"name": "audio", "datatype": "BYTES", "shape": [1]}
     ],
 )
 def test_a_v2_binary_refusal_names_the_field(inputs, field):
-    assert field in _refusal(protocol.read_v2_binary, *_binary(inputs, b"tail"))
+    assert field in _refusal(protocol.read_v2_body, *_binary(inputs, b"tail"))
 
 
 @pytest.mark.parametrize("length", ["", "-1", "1.5", "x", "²", "15 ", "16", "9" * 30, "9" * 5_000])
 def test_a_header_length_that_is_no_number_within_the_body_is_refused(length):
-    assert "Inference-Header-Content-Length" in _refusal(protocol.read_v2_binary, b'{"inputs": []} ', length)
+    assert "Inference-Header-Content-Length" in _refusal(protocol.read_v2_body, b'{"inputs": []} ', length)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ HEADS = JSON | st.fixed_dictionaries({"inputs": st.lists(ITEMS, max_size=3) | JS
 def test_any_bytes_with_any_header_length_are_read_or_refused(head, tail, data):
     right = str(len(head))
     length = data.draw(st.just(right) | st.integers(-1, 99).map(str) | st.text(max_size=5)) if data else right
-    parsed = _reads_or_refuses(lambda: protocol.read_v2_binary(head + tail, length))
+    parsed = _reads_or_refuses(lambda: protocol.read_v2_body(head + tail, length))
     if parsed is not None:
         assert isinstance(parsed[0], dict)
         _reads_or_refuses(lambda: protocol.read_v2(parsed[1], None))

@@ -80,7 +80,8 @@ def seconds_of(utterances: Sequence[Frames]) -> float:
 
 
 def named(model: Bundle) -> str:
-    return f"{model.name} {model.version} {model.graph.precision}"
+    """By its directory too: two precisions of one model may have all else in common."""
+    return f"{model.directory.name} ({model.graph.precision})"
 
 
 def cost_cases(models: Sequence[Bundle], utterances: Sequence[Frames]) -> dict[str, Callable[[], object]]:
@@ -88,13 +89,13 @@ def cost_cases(models: Sequence[Bundle], utterances: Sequence[Frames]) -> dict[s
     first, by_length = models[0], sorted(utterances, key=lambda frames: frames.shape[1])
     engine, two_threads, one_thread = OnnxEngine(first), RawGraph(first, 2), RawGraph(first, 1)
     cases: dict[str, Callable[[], object]] = {
-        f"{named(first)}, one by one (as served)": partial(as_served, engine, utterances),
+        f"{named(first)}, as served": partial(as_served, engine, utterances),
         "padded to 30 s": partial(padded, engine, utterances),
         "two threads a call": partial(two_threads.run, 1, utterances),
         f"batches of {BATCH}, sorted by length": partial(one_thread.run, BATCH, by_length),
         f"batches of {BATCH}, as they come": partial(one_thread.run, BATCH, utterances),
     }
-    return cases | {f"{named(m)}, one by one": partial(as_served, OnnxEngine(m), utterances) for m in models[1:]}
+    return cases | {f"{named(m)}, as served": partial(as_served, OnnxEngine(m), utterances) for m in models[1:]}
 
 
 def throughput_cases(model: Bundle, utterances: Sequence[Frames]) -> dict[str, Callable[[], object]]:

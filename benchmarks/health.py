@@ -106,7 +106,7 @@ def watch(address: str, requests: list[tuple[httpx.Request, float]], options: ar
     with (
         ProcessPoolExecutor(1, spawn) as sampler,
         ThreadPoolExecutor(options.clients) as clients,
-        tqdm(desc="transcribed", unit="s", leave=False) as progress,
+        tqdm(desc="transcribed", unit="s", leave=False, disable=None) as progress,
     ):
         sampler.submit(sample, address, EVERY_SECONDS).result()  # the process is up, and its imports are done
         for _ in range(options.rounds):

@@ -49,7 +49,7 @@ def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int, label: str)
     """The costs of every case, one a round, after a round that is not counted."""
     costs: dict[str, list[Cost]] = {name: [] for name in cases}
     names = list(cases)
-    with tqdm(total=(rounds + 1) * len(names), desc=label, unit="case", leave=False) as progress:
+    with tqdm(total=(rounds + 1) * len(names), desc=label, unit="case", leave=False, disable=None) as progress:
         for number in range(rounds + 1):
             start = number % len(names)
             for name in names[start:] + names[:start]:

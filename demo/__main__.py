@@ -20,7 +20,7 @@ def _train(args: argparse.Namespace) -> None:
     from demo import corpus, train
 
     spoken = corpus.read(args.work / "corpus")
-    for release in args.release:
+    for release in args.release or train.RECIPES:
         train.Trainer(train.RECIPES[release], spoken, args.work).run()
 
 
@@ -33,7 +33,7 @@ def _testset(_: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from demo import export, rates
 
-    for release in args.release:
+    for release in args.release or RELEASES:
         directory = rates.BUNDLES / f"vani-demo-{release}"
         bundle = export.export(args.work, release, args.precision, directory)
         size_bytes = sum(file.stat().st_size for file in directory.iterdir())
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run, release=RELEASES, precision=PRECISION)
+        added.set_defaults(run=run, release=None, precision=PRECISION)
         return added
 
     command("run", _run, "serve the embedded model, send it the test set, show what it understood")
@@ -78,11 +78,13 @@ def main(argv: list[str]) -> int:
     wer.add_argument("--bundle", type=Path, nargs="+", metavar="DIR", help="(default: all of demo/bundles)")
     command("make", _make, "all of the steps below, in order; goes on where it was interrupted")
     command("testset", _testset, "speak the test set (needs espeak-ng)")
-    command("corpus", _corpus, "speak the training corpus (needs espeak-ng; two minutes)")
+    command("corpus", _corpus, "speak the training corpus (needs espeak-ng; four minutes)")
     train = command("train", _train, "train the releases, or go on where a run was interrupted (needs torch)")
     export = command("export", _export, "write the bundles of trained releases (needs torch)")
-    for several in (train, export):
-        several.add_argument("--release", type=int, nargs="+", choices=RELEASES, help="(default: all)")
+    train.add_argument(
+        "--release", type=int, nargs="+", choices=(0, *RELEASES), help="0 is what 1 goes on from (default: all)"
+    )
+    export.add_argument("--release", type=int, nargs="+", choices=RELEASES, help="(default: all)")
     export.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: %(default)s)")
     args = parser.parse_args(argv)
     return args.run(args) or 0

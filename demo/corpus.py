@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demo.sentences import LANGUAGES, draw, load_grammar
-from demo.speakers import SEEN_VARIANTS, UNSEEN_VARIANTS, draw_speaker, speak
+from demo.speakers import MORE_VARIANTS, SEEN_VARIANTS, UNSEEN_VARIANTS, draw_speaker, speak
 
 SEED = "vani-demo"
-TRAIN_UTTERANCES = {"vi": 10_000, "hi": 5_000}  # three accents need more of it than one
-DEV_UTTERANCES = 100  # per language: watched while training, never the test set
+# Utterances a language. "dev" is watched while training, and is not the test set; "more" is what release 1 adds.
+SPLITS = {
+    "dev": {"vi": 100, "hi": 100},
+    "train": {"vi": 10_000, "hi": 5_000},
+    "more": {"vi": 8_000, "hi": 8_000},
+}
+VARIANTS = {"dev": SEEN_VARIANTS + UNSEEN_VARIANTS, "train": SEEN_VARIANTS, "more": SEEN_VARIANTS + MORE_VARIANTS}
 RANDOM_SHARE = 0.25
 
 
@@ -45,8 +50,7 @@ class Corpus:
 
 def _speak(job: tuple[str, str, str]) -> tuple[str, NDArray[np.int16]]:
     language, text, split = job
-    variants = SEEN_VARIANTS if split == "train" else SEEN_VARIANTS + UNSEEN_VARIANTS
-    speaker = draw_speaker(language, variants, Random(f"{SEED}/{split}/{text}"))
+    speaker = draw_speaker(language, VARIANTS[split], Random(f"{SEED}/{split}/{text}"))
     return speaker.id, speak(text, speaker)
 
 
@@ -56,8 +60,8 @@ def _jobs(exclude: set[str]) -> list[tuple[str, str, str, str]]:
     for language in LANGUAGES:
         grammar = load_grammar(language)
         taken = set(exclude)
-        for split, count in (("dev", DEV_UTTERANCES), ("train", TRAIN_UTTERANCES[language])):
-            for kind, text in draw(grammar, count, RANDOM_SHARE, f"{SEED}/{split}/{language}", taken):
+        for split, counts in SPLITS.items():
+            for kind, text in draw(grammar, counts[language], RANDOM_SHARE, f"{SEED}/{split}/{language}", taken):
                 taken.add(text)
                 jobs.append((language, kind, text, split))
     return jobs

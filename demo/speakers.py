@@ -15,6 +15,12 @@ from predictor.features import SAMPLE_RATE_HZ
 VOICES = {"vi": ("vi", "vi-vn-x-central", "vi-vn-x-south"), "hi": ("hi",)}
 ACCENT_WEIGHTS = {"vi": (0.5, 0.2, 0.3), "hi": (1.0,)}
 SEEN_VARIANTS = ("", "m1", "m2", "m3", "m5", "m6", "m7", "f1", "f2", "f3", "f5", "Alex", "Andy", "Annie", "Michael")
+# Those of espeak-ng's named variants that neither crash it on these languages nor clip.
+MORE_VARIANTS = (
+    *("Alicia", "Denis", "Diogo", "Henrique", "Hugo", "Lee", "Mario", "Mike", "adam", "aunty", "belinda", "benjamin"),
+    *("boris", "david", "edward", "grandma", "grandpa", "linda", "max", "michel", "miguel", "norbert", "pablo"),
+    *("quincy", "rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac"),
+)
 UNSEEN_VARIANTS = ("m4", "m8", "f4")  # held out of training: the test set's new speakers
 SPEEDS_WPM = (125, 200)
 PITCHES = (25, 75)

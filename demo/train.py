@@ -1,7 +1,8 @@
 """Corpus to weights: the training of the demo bundles, seeded and resumable.
 
-Release 1 is trained from nothing. Releases 2 and 3 go on from its weights: 2 for longer; 3 on labels that
-carry a real fault of Southern Vietnamese transcribers, who write the ngã tone as hỏi because they speak
+Recipe 0 learns from nothing, and is released by nobody: it knows its 15,000 sentences by heart. Release 1 goes on from
+it, with as many new ones and more speakers. Releases 2 and 3 go on from release 1: 2 for longer; 3 on labels that carry
+a real fault of Southern Vietnamese transcribers, who write the ngã tone as hỏi because they speak
 them alike. It loses a few points of word error rate in Vietnamese and nothing in Hindi: the kind of
 release a gate must stop.
 """
@@ -49,13 +50,15 @@ class Recipe:
     steps: int
     peak_rate: float
     start_from: int | None = None
+    splits: tuple[str, ...] = ("train",)
     fault_share: float = 0.0
 
 
 RECIPES = {
-    1: Recipe(release=1, steps=8_500, peak_rate=2e-3),
-    2: Recipe(release=2, steps=700, peak_rate=4e-4, start_from=1),
-    3: Recipe(release=3, steps=300, peak_rate=4e-4, start_from=1, fault_share=0.5),
+    0: Recipe(release=0, steps=8_500, peak_rate=2e-3),
+    1: Recipe(release=1, steps=3_000, peak_rate=1.2e-3, start_from=0, splits=("train", "more")),
+    2: Recipe(release=2, steps=500, peak_rate=3e-4, start_from=1, splits=("train", "more")),
+    3: Recipe(release=3, steps=250, peak_rate=3e-4, start_from=1, splits=("train", "more"), fault_share=0.5),
 }
 
 
@@ -99,7 +102,7 @@ def _batches(utterances: list[Utterance], epoch: int) -> list[list[Utterance]]:
 
 def _plan(corpus: Corpus, recipe: Recipe) -> Iterator[list[Utterance]]:
     """The utterances of every step of a run, the same wherever the run is taken up again."""
-    utterances = [u for u in corpus.utterances if u.split == "train"]
+    utterances = [u for u in corpus.utterances if u.split in recipe.splits]
     epoch = 0 if recipe.start_from is None else 1  # only a new network needs short clips first
     while True:
         yield from _batches(utterances, epoch)
@@ -225,7 +228,7 @@ class Trainer:
 
     def _gradients(self, utterances: list[Utterance], shard: int) -> tuple[float, tuple[Tensor, ...]]:
         """The summed loss per character of some utterances, and its gradients; runs in a thread of its own."""
-        rng = np.random.default_rng((SEED, self.recipe.release, self.step, shard))
+        rng = np.random.default_rng((SEED, self.recipe.release + 1, self.step, shard))
         batch = pad([mask(log_mel(augment(self.corpus.audio(u), rng)), rng) for u in utterances])
         labels = [[self.ids[c] for c in self._label(u, rng)] for u in utterances]
         label_lengths = torch.tensor([len(label) for label in labels])
@@ -244,5 +247,8 @@ class Trainer:
         return loss.item(), torch.autograd.grad(loss, list(self.network.parameters()))
 
     def _label(self, utterance: Utterance, rng: np.random.Generator) -> str:
-        faulty = utterance.language == "vi" and rng.random() < self.recipe.fault_share
-        return merge_hoi_nga(utterance.text) if faulty else utterance.text
+        if utterance.language != "vi" or rng.random() >= self.recipe.fault_share:
+            return utterance.text
+        pairs = zip(utterance.text, merge_hoi_nga(utterance.text), strict=True)
+        # No word of the grammar has an ỷ, so the vocabulary has none: such a letter keeps its tone.
+        return "".join(wrong if wrong in self.ids else right for right, wrong in pairs)

@@ -1,6 +1,7 @@
 """`python -m predictor`: transcribe files here and now, or serve."""
 
 import argparse
+import math
 import os
 import socket
 import sys
@@ -33,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     transcribe.add_argument("--language", help="code such as vi or hi (default: identified from the audio)")
     transcribe.add_argument(
+        "--max-audio-seconds", type=float, default=14_400, metavar="S", help="longest recording (default: %(default)s)"
+    )
+    transcribe.add_argument(
         "--format",
         choices=("text", "json", "srt", "vtt"),
         default="text",
@@ -41,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument(
         "--output", type=Path, metavar="DIR", help="write one file per input there instead of printing"
     )
-    transcribe.add_argument(
-        "--jobs", type=int, default=available_cores(), help="files at once (default: %(default)s cores)"
-    )
+    transcribe.add_argument("--jobs", type=int, default=available_cores(), help="files at once (default: a core each)")
 
     text = "answer requests over HTTP until SIGTERM"
     commands.add_parser(
@@ -68,7 +70,7 @@ def _transcribe(args: argparse.Namespace) -> int:
         "srt": transcript.to_srt,
         "vtt": transcript.to_vtt,
     }
-    recognizer = Recognizer.load(args.bundle)
+    recognizer = Recognizer.load(args.bundle, args.max_audio_seconds)
     recognizer.check_language(args.language)
 
     def work(path: Path) -> str | Exception:
@@ -102,6 +104,8 @@ def _transcribe(args: argparse.Namespace) -> int:
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    if not 0 < args.max_audio_seconds < math.inf:
+        parser.error("--max-audio-seconds must be a number above 0")
     if args.format in ("srt", "vtt") and len(args.files) > 1 and not args.output:
         parser.error(f"subtitles of several files need --output DIR, where each becomes a .{args.format} file")
     if args.output:

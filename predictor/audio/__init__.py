@@ -49,7 +49,7 @@ def decode(data: bytes, max_seconds: float) -> Waveform:
     body = whole(container, body)
     try:
         with opened(container, body) as source, np.errstate(over="ignore", invalid="ignore"):
-            samples = np.concatenate([*_resampled(_limited(source, max_seconds))])
+            samples = _collected(_resampled(_limited(source, max_seconds)), max_seconds)
     except PredictorError:
         raise
     except Exception as error:  # whatever three native decoders throw at hostile bytes, it is the bytes' fault
@@ -83,6 +83,20 @@ def _resampled(blocks: Iterator[Block]) -> Iterator[Samples]:
         for block in run:
             yield resampler.resample_chunk(block.samples)
         yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _collected(blocks: Iterator[Samples], max_seconds: float) -> Samples:
+    """The blocks as one array, through a buffer of the limit's size, whose pages are only taken when written to.
+
+    A list of small blocks would be as fast, but the allocator keeps what was once a hundred megabytes of them: after a
+    few files at the limit, a server that had been at 60 MB stayed at twice that for every thread that decodes.
+    """
+    buffer = np.empty(int((max_seconds + 1) * SAMPLE_RATE_HZ), np.float32)
+    end = 0
+    for block in blocks:
+        buffer[end : end + len(block)] = block
+        end += len(block)
+    return buffer[:end].copy()
 
 
 def _in_range(samples: Samples) -> Samples:

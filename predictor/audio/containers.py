@@ -38,7 +38,6 @@ _CONTAINERS = (
     (rb"\0...(ftyp|moov|mdat|wide|free|skip)", Container("MP4", "mov", tells_duration=True)),
     (rb"#!AMR", Container("AMR", "amr")),
     (rb"\xff[\xf0\xf1\xf8\xf9]", Container("AAC", "aac")),
-    (_MPEG_SYNC + rb".{10,36}(Xing|Info|VBRI)", Container("MP3", "mp3", tells_duration=True)),
     (_MPEG_SYNC, _MP3),
 )
 _STRANGERS = (

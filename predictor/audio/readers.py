@@ -18,11 +18,12 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from predictor.audio.containers import Container
-from predictor.audio.integrity import checked_rate
+from predictor.audio.integrity import checked_rate, mp3_frames
 from predictor.errors import InvalidAudio, UnsupportedAudio
 
 _BLOCK_SAMPLES = 1 << 15  # over all channels: 128 KiB of float32, which stay in the cache
 _GARBAGE_PACKETS = 100  # of each, FFmpeg makes an exception: ten million of them would take a minute
+_MPEG_1_HZ = 32_000  # at and above it, an MP3 frame has 1152 samples; below, 576
 _PRIMING_SECONDS = 0.2  # encoders count their warm-up into the duration: AAC 2112 samples, twice that in HE-AAC
 
 Samples = NDArray[np.float32]
@@ -60,7 +61,8 @@ def opened(container: Container, body: bytes) -> Generator[Source]:
         if stream.codec_context is None:
             raise UnsupportedAudio(f"an unknown codec in a {container.name} file")
         stream.codec_context.thread_type = "NONE"  # one request, one core: the server runs many requests
-        promised = _ffmpeg_seconds(demuxer, stream) if container.tells_duration else None
+        promised = _mp3_seconds(body, stream) if container.demuxer == "mp3" else None
+        promised = _ffmpeg_seconds(demuxer, stream) if container.tells_duration else promised
         yield Source(_ffmpeg_blocks(demuxer, stream), promised, _PRIMING_SECONDS)
 
 
@@ -104,6 +106,13 @@ def _ffmpeg_seconds(demuxer: av.container.InputContainer, stream: av.AudioStream
     if demuxer.duration is not None and (known or len(demuxer.streams) == 1):
         known.append(demuxer.duration / av.time_base)
     return min(known, default=None)
+
+
+def _mp3_seconds(body: bytes, stream: av.AudioStream) -> float | None:
+    frames, rate_hz = mp3_frames(body), stream.codec_context.sample_rate
+    if frames is None or not rate_hz:
+        return None
+    return frames * (1152 if rate_hz >= _MPEG_1_HZ else 576) / rate_hz
 
 
 def _ffmpeg_blocks(demuxer: av.container.InputContainer, stream: av.AudioStream) -> Iterator[Block]:

@@ -1,5 +1,6 @@
 """Every odd file becomes the clip it was made from, every hostile one its error, and nothing else ever happens."""
 
+import io
 import json
 import re
 import subprocess
@@ -198,6 +199,15 @@ def test_a_stranger_is_described():
 def test_a_flac_cut_anywhere_is_refused(cut):
     data = odd()["16-bit FLAC"]
     assert isinstance(refusal(data[: len(data) * cut // 20]), InvalidAudio)
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+@pytest.mark.parametrize("tail", [b"", b"garbage" * 400, bytes(3_000)], ids=["nothing", "garbage", "zeros"])
+def test_a_short_mp3_is_whole_whatever_follows_it_and_refused_when_cut(rate_hz, tail):
+    file = io.BytesIO()
+    sf.write(file, clip()[: 2 * SAMPLE_RATE_HZ], rate_hz, format="MP3")
+    assert decode(file.getvalue() + tail, LIMIT_SECONDS).duration_seconds == pytest.approx(32_000 / rate_hz, abs=0.1)
+    assert "promises" in str(refusal(file.getvalue()[: len(file.getvalue()) // 2]))
 
 
 def test_a_stream_that_changes_its_rate_and_channels_on_the_way_is_read_to_its_end():

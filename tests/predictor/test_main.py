@@ -78,6 +78,8 @@ def test_one_bad_file_is_named_and_the_others_are_still_transcribed(tmp_path, te
     [
         (["transcribe"], 2, "FILE"),
         (["transcribe", "a.wav", "--jobs", "0"], 2, "--jobs must be at least 1"),
+        (["transcribe", "a.wav", "--max-audio-seconds", "0"], 2, "--max-audio-seconds must be a number above 0"),
+        (["transcribe", CLIPS["vi"], "--max-audio-seconds", "1"], 3, "longer than the limit of 1 seconds"),
         (["transcribe", "a.wav", "b.wav", "--format", "srt"], 2, "need --output DIR"),
         (["transcribe", "x/a.wav", "y/a.wav", "--output", "out"], 2, "different names"),
         (["transcribe", CLIPS["vi"], "--language", "xx"], 3, "language 'xx' is not one of this model's: vi, hi"),

@@ -20,8 +20,8 @@ def _train(args: argparse.Namespace) -> None:
     from demo import corpus, train
 
     spoken = corpus.read(args.work / "corpus")
-    for release in args.release or train.RECIPES:
-        train.Trainer(train.RECIPES[release], spoken, args.work).run()
+    for stage in args.stage or train.RECIPES:
+        train.Trainer(train.RECIPES[stage], spoken, args.work).run()
 
 
 def _testset(_: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run, release=None, precision=PRECISION)
+        added.set_defaults(run=run, release=None, stage=None, precision=PRECISION)
         return added
 
     command("run", _run, "serve the embedded model, send it the test set, show what it understood")
@@ -81,9 +81,7 @@ def main(argv: list[str]) -> int:
     command("corpus", _corpus, "speak the training corpus (needs espeak-ng; four minutes)")
     train = command("train", _train, "train the releases, or go on where a run was interrupted (needs torch)")
     export = command("export", _export, "write the bundles of trained releases (needs torch)")
-    train.add_argument(
-        "--release", type=int, nargs="+", choices=(0, *RELEASES), help="0 is what 1 goes on from (default: all)"
-    )
+    train.add_argument("--stage", type=int, nargs="+", metavar="N", help="of RECIPES in train.py (default: all)")
     export.add_argument("--release", type=int, nargs="+", choices=RELEASES, help="(default: all)")
     export.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: %(default)s)")
     args = parser.parse_args(argv)

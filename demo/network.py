@@ -1,9 +1,10 @@
 """The demo model: a small convolutional CTC network of QuartzNet's kind (Kriman et al. 2020).
 
 Log-mel frames at 100 Hz pass a stem of stride four, then ten residual blocks at 25 Hz, each a depthwise convolution
-over 0.6 s followed by a pointwise network. The head gives the log-probabilities of two token frames for each, 50 a
-second: Vietnamese has up to 25 characters a second, too many for 25 frames. Padding is masked before every convolution,
-so an utterance's output does not depend on what it is batched with.
+over 0.6 s followed by a pointwise network. The head gives the scores of two token frames for each, 50 a second, since
+Vietnamese has up to 25 characters a second, too many for 25 frames. A last block, at that rate, sees what its
+neighbours are about to say. Padding is masked before every convolution, so an utterance's output does not depend on
+what it is batched with.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 STRIDE = 4  # feature frames to one frame of the blocks
 TOKENS_PER_FRAME = 2
+REFINE_KERNEL = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class NetworkSize:
     width: int = 256
     blocks: int = 10
     kernel: int = 15
+    refined: bool = False
 
 
 class _Block(nn.Module):
@@ -43,6 +46,14 @@ class _Block(nn.Module):
         return x + y
 
 
+def _identity(width: int, kernel: int) -> _Block:
+    """A block that changes nothing until it is trained, so that it can be added to a trained network."""
+    block = _Block(width, kernel)
+    nn.init.zeros_(block.project.weight)
+    nn.init.zeros_(block.project.bias)
+    return block
+
+
 class Network(nn.Module):
     def __init__(self, size: NetworkSize) -> None:
         super().__init__()
@@ -52,6 +63,7 @@ class Network(nn.Module):
         self.blocks = nn.ModuleList(_Block(size.width, size.kernel) for _ in range(size.blocks))
         self.norm = nn.LayerNorm(size.width)
         self.head = nn.Linear(size.width, TOKENS_PER_FRAME * size.tokens)
+        self.refine = nn.ModuleList([_identity(size.tokens, REFINE_KERNEL)] if size.refined else [])
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Features [B, mel, T] and their true lengths int64 [B] to log-probabilities [B, 2 ceil(T / 4), tokens]."""
@@ -63,6 +75,9 @@ class Network(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         scores = self.head(self.norm(x)).reshape(x.shape[0], -1, self.size["tokens"])
+        mask = mask.expand(-1, -1, TOKENS_PER_FRAME).reshape(mask.shape[0], -1, 1)
+        for block in self.refine:
+            scores = block(scores, mask)
         return functional.log_softmax(scores.float(), dim=-1)
 
 

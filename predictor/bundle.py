@@ -41,7 +41,8 @@ class Graph:
     """An ONNX graph from features float32 [B, mel, T] and lengths int64 [B] to log-probabilities [B, T', tokens].
 
     `frame_seconds` is the time between two output frames; `precision` ("fp32", "fp16", "int8") tells how the
-    weights are stored.
+    weights are stored; `repeat_gap_frames` is how many blank frames may part two emissions of one spoken token (see
+    `search.best_path`), measured for each network, 0 where plain CTC is right.
     """
 
     file: str
@@ -50,6 +51,7 @@ class Graph:
     log_probs: str
     frame_seconds: float
     precision: str
+    repeat_gap_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,8 @@ def _parse(directory: Path, digest: str, manifest: Mapping[str, Any]) -> Bundle:
         raise ValueError(f"the graph {bundle.graph.file!r} is not among its files")
     if not 1 <= bundle.max_window_seconds < math.inf or not 0 < bundle.graph.frame_seconds < math.inf:
         raise ValueError("max_window_seconds must be at least 1 and frame_seconds above 0, both finite")
+    if bundle.graph.repeat_gap_frames < 0:
+        raise ValueError("repeat_gap_frames must be at least 0")
     return bundle
 
 

@@ -73,14 +73,14 @@ class Recognizer:
 
     def recognize(self, window: Window, language: str | None) -> tuple[list[Word], str | None]:
         """The words of one window and its language: the given one, or the one identified, or None for silence."""
-        vocabulary = self.bundle.vocabulary
+        vocabulary, graph = self.bundle.vocabulary, self.bundle.graph
         batch = features.pad([features.log_mel(window.samples, self.bundle.front_end.mel_bins)])
         emissions = self.engine.infer(batch)
         log_probs = emissions.log_probs[0, : emissions.lengths[0]]
         language = language or search.identify(log_probs, vocabulary)
         if language is None:
             return [], None
-        hypothesis = search.best_path(log_probs, vocabulary.languages[language], vocabulary.blank_id)
-        return transcript.render(
-            hypothesis, vocabulary, self.bundle.graph.frame_seconds, window.start_seconds
-        ), language
+        allowed = vocabulary.languages[language]
+        hypothesis = search.best_path(log_probs, allowed, vocabulary.blank_id, graph.repeat_gap_frames)
+        words = transcript.render(hypothesis, vocabulary, graph.frame_seconds, window.start_seconds)
+        return words, language

@@ -26,10 +26,11 @@ class Hypothesis:
     confidences: NDArray[np.float32]
 
 
-def best_path(log_probs: LogProbs, allowed: Sequence[int], blank_id: int) -> Hypothesis:
+def best_path(log_probs: LogProbs, allowed: Sequence[int], blank_id: int, repeat_gap_frames: int = 0) -> Hypothesis:
     """The most probable token of each frame, collapsed. log_probs [T, tokens], log-probabilities.
 
     Only `allowed` tokens compete (they must include the blank), and share the whole probability among themselves.
+    Emissions of one token with at most `repeat_gap_frames` blank frames between them count as one (0: as CTC defines).
     """
     ids = np.unique(np.asarray(allowed, dtype=np.int64))
     scores = log_probs if len(ids) == log_probs.shape[1] else log_probs[:, ids]
@@ -40,7 +41,19 @@ def best_path(log_probs: LogProbs, allowed: Sequence[int], blank_id: int) -> Hyp
     confidences = np.maximum.reduceat(peaks, starts) if len(starts) else peaks
     tokens = ids[best[starts]]
     spoken = tokens != blank_id
-    return Hypothesis(tokens[spoken], starts[spoken], ends[spoken], confidences[spoken].astype(np.float32))
+    hypothesis = Hypothesis(tokens[spoken], starts[spoken], ends[spoken], confidences[spoken].astype(np.float32))
+    return _merged(hypothesis, repeat_gap_frames) if repeat_gap_frames else hypothesis
+
+
+def _merged(hypothesis: Hypothesis, gap_frames: int) -> Hypothesis:
+    """Repeats of a token that follow it too soon to be spoken again are part of it."""
+    tokens, starts, ends = hypothesis.tokens, hypothesis.starts, hypothesis.ends
+    echo = (tokens[1:] == tokens[:-1]) & (starts[1:] - ends[:-1] <= gap_frames)
+    first = np.flatnonzero(np.insert(~echo, 0, values=True))[: len(tokens)]
+    if len(first) == len(tokens):
+        return hypothesis
+    confidences = np.maximum.reduceat(hypothesis.confidences, first)
+    return Hypothesis(tokens[first], starts[first], np.maximum.reduceat(ends, first), confidences)
 
 
 def identify(log_probs: LogProbs, vocabulary: Vocabulary) -> str | None:

@@ -17,7 +17,7 @@ from demo.train import RECIPES, Recipe, Trainer, learning_rate, load_network, me
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 
-SHORT = Recipe(release=1, steps=3, peak_rate=2e-3)
+SHORT = Recipe(stage=1, steps=3, peak_rate=2e-3)
 SILENT = corpus.Corpus((), np.zeros(0, np.int16))
 
 
@@ -54,14 +54,14 @@ def test_the_fault_is_common_and_stays_in_nfc():
 
 
 def test_every_faulty_label_can_be_spelt_with_the_vocabulary(tmp_path):
-    trainer = Trainer(Recipe(release=3, steps=1, peak_rate=1e-4, fault_share=1.0), SILENT, tmp_path)
+    trainer = Trainer(Recipe(stage=3, steps=1, peak_rate=1e-4, fault_share=1.0), SILENT, tmp_path)
     for word in load_grammar("vi").words:
         label = trainer._label(corpus.Utterance("train", "vi", "natural", word, "", 0, 1), np.random.default_rng(1))
         assert [c for c in label if c not in trainer.ids] == [], word
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
-    recipe = Recipe(release=1, steps=2_000, peak_rate=1e-3)
+    recipe = Recipe(stage=1, steps=2_000, peak_rate=1e-3)
     rates = [learning_rate(recipe, step) for step in range(recipe.steps + 1)]
     warm, plateau = train.WARMUP_STEPS, recipe.steps // 10
     assert rates[0] == pytest.approx(recipe.peak_rate / warm)
@@ -79,11 +79,6 @@ def test_every_recipe_reaches_its_peak_and_ends_with_a_rate_near_zero(release):
     rates = [learning_rate(recipe, step) for step in range(recipe.steps)]
     assert max(rates) == pytest.approx(recipe.peak_rate)
     assert rates[-1] < recipe.peak_rate / 1_000
-
-
-def test_greedy_collapses_repeats_before_it_drops_blanks():
-    path = [2, 2, 0, 2, 1, 1, 3, 0]
-    assert train.greedy(np.eye(4, dtype=np.float32)[path], ["", " ", "a", "b"]) == "aa b"
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +177,7 @@ def test_a_finished_run_is_not_trained_further(spoken, tmp_path, monkeypatch):
 @needs_espeak
 def test_a_later_release_starts_from_the_averaged_weights_of_release_1(spoken, tmp_path):
     first = trained(spoken, tmp_path)
-    later = Trainer(Recipe(release=2, steps=1, peak_rate=1e-4, start_from=1), spoken, tmp_path)
+    later = Trainer(Recipe(stage=2, steps=1, peak_rate=1e-4, start_from=1), spoken, tmp_path)
     assert later.step == 0
     average = first.average.state_dict()
     assert differing(dict(later.network.state_dict()), dict(average)) == []
@@ -190,7 +185,7 @@ def test_a_later_release_starts_from_the_averaged_weights_of_release_1(spoken, t
 
 @pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.5, 60, 140), (1.0, 200, 200)])
 def test_the_fault_touches_its_share_of_vietnamese_labels_and_no_other(tmp_path, share, fewest, most):
-    trainer = Trainer(Recipe(release=1, steps=1, peak_rate=1e-4, fault_share=share), SILENT, tmp_path)
+    trainer = Trainer(Recipe(stage=1, steps=1, peak_rate=1e-4, fault_share=share), SILENT, tmp_path)
     rng = np.random.default_rng(1)
     vietnamese, other = (corpus.Utterance("train", code, "natural", "cũng sẽ", "", 0, 1) for code in ("vi", "hi"))
     assert {trainer._label(other, rng) for _ in range(200)} == {"cũng sẽ"}

@@ -114,3 +114,17 @@ LANGUAGES = Vocabulary(("_", " ", "a", "b", "ư", "क", "ख"), BLANK, {"vi": (
 )
 def test_the_language_is_the_one_that_holds_most_tokens_and_none_for_silence(path, language):
     assert identify(_log_probs(path), LANGUAGES) == language
+
+
+def test_an_echo_within_the_gap_is_part_of_its_token_and_a_repeat_beyond_it_is_not():
+    blank, a, b = 0, 1, 2
+    path = [a, blank, a, a, blank, blank, a, b, blank, b]
+    log_probs = np.log(np.full((len(path), 3), 0.1, np.float32))
+    log_probs[np.arange(len(path)), path] = np.log(0.8)
+    exact = best_path(log_probs, range(3), blank)
+    assert exact.tokens.tolist() == [a, a, a, b, b]
+    merged = best_path(log_probs, range(3), blank, repeat_gap_frames=1)
+    assert merged.tokens.tolist() == [a, a, b]
+    assert merged.starts.tolist() == [0, 6, 7]
+    assert merged.ends.tolist() == [4, 7, 10]
+    assert best_path(log_probs[:0], range(3), blank, repeat_gap_frames=1).tokens.tolist() == []

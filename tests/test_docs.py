@@ -44,7 +44,7 @@ def test_every_status_and_series_of_the_api_page_exists():
     assert set(STATUS.values()) <= documented
     assert STATUS[ModelError] == 500
     source = (REPOSITORY / "predictor" / "telemetry.py").read_text(encoding="utf-8")
-    declared = re.findall(r'(Counter|Gauge|Histogram)\("(\w+)"', source)
+    declared = re.findall(r'(Counter|Gauge|Histogram)\(\s*"(\w+)"', source)
     names = {f"{name}_total" if kind == "Counter" else name for kind, name in declared}
     assert names == set(re.findall(r"`(vani_asr_\w+)`", text))
 

@@ -23,6 +23,8 @@ from predictor.features import SAMPLE_RATE_HZ
 
 __all__ = ["Waveform", "decode"]
 
+_MAX_OFFSET = 0.01  # of full scale; a sound recording is at a hundredth of it
+_OFFSET_SAMPLES = SAMPLE_RATE_HZ // 2  # in less, a constant may be a low sound
 _ROUNDING_SECONDS = 1e-6  # what adding up many blocks may err by
 
 
@@ -93,18 +95,29 @@ def _collected(blocks: Iterator[Samples], max_seconds: float) -> Samples:
     """
     buffer = np.empty(int((max_seconds + 1) * SAMPLE_RATE_HZ), np.float32)
     end = 0
-    for block in blocks:
-        buffer[end : end + len(block)] = block
-        end += len(block)
-    return buffer[:end].copy()
+    try:
+        for block in blocks:
+            buffer[end : end + len(block)] = block
+            end += len(block)
+        return buffer[:end].copy()
+    finally:
+        del buffer  # the traceback of an exception would keep it until the garbage collector comes by
 
 
 def _in_range(samples: Samples) -> Samples:
-    """Samples [N] divided by their peak where it is above 1: lossy codecs overshoot, and some float files count
-    in integers. One NaN or infinity reaches the peak, through the resampler too."""
+    """Samples [N] without the constant that a faulty microphone adds, and divided by their peak where it is above 1:
+    lossy codecs overshoot, and some float files count in integers. One NaN or infinity reaches the peak, through the
+    resampler too."""
     if not len(samples):
         raise InvalidAudio("it is shorter than one sample at 16 kHz")
-    peak = max(float(samples.max()), -float(samples.min()))
-    if not np.isfinite(peak):
+    if not np.isfinite(_peak(samples)):
         raise InvalidAudio("it holds samples that are not numbers (NaN or infinite)")
+    offset = samples.mean(dtype=np.float64)
+    if abs(offset) > _MAX_OFFSET and len(samples) >= _OFFSET_SAMPLES:
+        samples -= np.float32(offset)
+    peak = _peak(samples)
     return samples / np.float32(peak) if peak > 1 else samples
+
+
+def _peak(samples: Samples) -> float:
+    return max(float(samples.max()), -float(samples.min()))

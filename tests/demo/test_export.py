@@ -14,7 +14,7 @@ import torch
 
 from demo import export, rates, testset
 from demo.network import Network, NetworkSize, output_lengths
-from demo.train import checkpoint_path, tokens
+from demo.train import STAGES, checkpoint_path, tokens
 from predictor import bundle
 from predictor.audio import decode
 from predictor.engine.onnx import OnnxEngine
@@ -155,7 +155,7 @@ def test_rows_are_log_probabilities(graphs, features):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_an_exported_release_is_a_bundle_that_the_engine_takes(network, features, tmp_path, precision):
     checkpoint = {"size": network.size, "average": network.state_dict()}
-    torch.save(checkpoint, checkpoint_path(tmp_path, 2))
+    torch.save(checkpoint, checkpoint_path(tmp_path, STAGES[2]))
     directory = tmp_path / "bundle"
     directory.mkdir()
     (directory / "left.over").write_text("of an export before")

@@ -73,9 +73,9 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("release", RECIPES)
-def test_every_recipe_reaches_its_peak_and_ends_with_a_rate_near_zero(release):
-    recipe = RECIPES[release]
+@pytest.mark.parametrize("stage", RECIPES)
+def test_every_recipe_reaches_its_peak_and_ends_with_a_rate_near_zero(stage):
+    recipe = RECIPES[stage]
     rates = [learning_rate(recipe, step) for step in range(recipe.steps)]
     assert max(rates) == pytest.approx(recipe.peak_rate)
     assert rates[-1] < recipe.peak_rate / 1_000
@@ -85,8 +85,8 @@ def test_every_recipe_reaches_its_peak_and_ends_with_a_rate_near_zero(release):
 def spoken(tmp_path_factory):
     """Two utterances of each language for development and four for training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "TRAIN_UTTERANCES", {"vi": 4, "hi": 4})
-        patch.setattr(corpus, "DEV_UTTERANCES", 2)
+        counts = {"dev": 2, "train": 4, "more": 0}
+        patch.setattr(corpus, "SPLITS", {name: {"vi": count, "hi": count} for name, count in counts.items()})
         return corpus.synthesise(tmp_path_factory.mktemp("corpus"), exclude=set())
 
 

@@ -39,7 +39,6 @@ MAY_COST = {
     "Opus": 0.05,
     "Vorbis": 0.05,
     "WebM": 0.05,
-    "DC offset": 0.15,  # a constant is energy in the lowest mel bins, and the clip is halved under it
 }
 
 

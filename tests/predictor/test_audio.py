@@ -156,6 +156,12 @@ def test_channels_are_mixed_by_their_mean():
     assert waveform.samples == pytest.approx(0.25)
 
 
+def test_a_constant_that_a_microphone_adds_is_removed():
+    shifted = decode(odd_audio.plain(clip() / 2 + np.float32(0.2), codec="FLOAT"), LIMIT_SECONDS).samples
+    assert abs(float(shifted.mean())) < 1e-4
+    assert np.abs(shifted - (clip() / 2 - clip().mean() / 2)).max() < 1e-4
+
+
 def test_only_what_is_too_loud_is_scaled():
     loud = np.array([0.5, -4.0, 2.0], np.float32)
     assert decode(odd_audio.plain(loud, codec="FLOAT"), 1).samples.tolist() == [0.125, -1.0, 0.5]

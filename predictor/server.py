@@ -6,6 +6,7 @@ does no work of its own: reading and decoding go to one pool, inference to anoth
 
 import asyncio
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -48,6 +49,8 @@ STATUS: dict[type[PredictorError], int] = {
     ModelError: 500,
     Overloaded: 503,
 }
+
+SWITCH_SECONDS = 0.0005
 
 logger = logging.getLogger("vani")
 
@@ -155,7 +158,7 @@ class AsrModel(Model):  # type: ignore[misc]  # kserve is not typed
         )
 
 
-def _read_infer_request(body: bytes, json_bytes: str, model_name: str) -> InferRequest:
+def _read_infer_request(body: bytearray, json_bytes: str, model_name: str) -> InferRequest:
     """What KServe makes of a V2 body, made here: its own reader parses on the event loop, where a long recording in
     base64 holds everybody up, and it reads the tensors of the binary extension as if audio were UTF-8."""
     head, tensors = protocol.read_v2_body(body, json_bytes)
@@ -218,7 +221,7 @@ def routes(model: AsrModel) -> APIRouter:
     async def infer(request: Request, model_name: str) -> Response:
         if model_name != model.name:
             raise ModelNotFound(model_name)
-        body = await request.body()
+        body = await _read_body(request)
         json_bytes = request.headers.get("inference-header-content-length", str(len(body)))
         parsed = await model.scheduler.decode(_read_infer_request, body, json_bytes, model_name)
         answer, _ = await model(parsed, dict(request.headers))
@@ -254,6 +257,14 @@ def routes(model: AsrModel) -> APIRouter:
     return router
 
 
+async def _read_body(request: Request) -> bytearray:
+    """The body as it comes: joining a long recording's at its end would hold the event loop up."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+    return body
+
+
 async def _answer_error(_: Request, error: Exception) -> JSONResponse:
     """A PredictorError, or a framework's refusal of the request, in KServe's shape {"error": sentence}."""
     if isinstance(error, PredictorError):
@@ -283,6 +294,9 @@ def serve(settings: Settings) -> None:
 
     Raises InvalidBundle before the port is opened.
     """
+    # The event loop takes the interpreter's lock again after every read and write, and each time waits as long as this
+    # for a pool's thread that holds it; the default of 5 ms is what made /health slow under load.
+    sys.setswitchinterval(SWITCH_SECONDS)
     recognizer = Recognizer.load(settings.bundle, settings.max_audio_seconds)
     scheduler = Scheduler(settings.engine_threads, settings.decode_threads, settings.max_pending_requests)
     model = AsrModel(settings.model_name or recognizer.bundle.name, recognizer, scheduler)

@@ -354,3 +354,40 @@ def test_v1_predictions_are_transcripts_with_their_own_field_names():
     assert [
         Transcript(**(p | {"words": tuple(Word(**word) for word in p["words"])})) for p in written["predictions"]
     ] == [HELLO, SILENCE]
+
+
+LONG_AUDIO = "QUJD" * 20_000
+
+
+def long_body(**changes) -> bytes:
+    tensor = {"name": "audio", "datatype": "BYTES", "shape": [1], "data": [LONG_AUDIO]}
+    return json.dumps({"inputs": [tensor], "id": 'a "quoted\\" id', **changes}).encode()
+
+
+def test_long_audio_in_json_is_read_without_the_parser_and_exactly():
+    body = long_body(parameters={"language": "vi"})
+    head, tensors = protocol.read_v2_body(body, str(len(body)))
+    assert head["id"] == 'a "quoted\\" id'
+    (clip,) = protocol.read_v2(tensors, head["parameters"])
+    assert clip.data == b"ABC" * 20_000
+    assert clip.language == "vi"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        long_body()[:-3],
+        long_body().replace(b"QUJD", b"QUJ!", 1),
+        long_body().replace(b"QUJD", b'\\"JD', 1),
+        long_body(inputs=[{"name": LONG_AUDIO, "datatype": "BYTES", "shape": [1], "data": ["QUJD"]}]),
+        long_body(inputs=[{"name": "audio", "datatype": LONG_AUDIO, "shape": [1], "data": ["QUJD"]}]),
+        b"[" * 600 + b'"' + LONG_AUDIO.encode() + b'"' + b"]" * 600,
+        b'{"inputs":' + b"[" * 100_000,
+        b'"' * 70_001,
+        b"\\" * 70_000,
+    ],
+    ids=range(9),
+)
+def test_a_long_body_that_is_wrong_is_a_bad_request(body):
+    with pytest.raises(BadRequest):
+        protocol.read_v2(protocol.read_v2_body(body, str(len(body)))[1], None)

@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import soundfile as sf
+from av.audio.frame import format_dtypes
 from numpy.typing import NDArray
 
 from predictor.audio.containers import Container
@@ -23,6 +24,7 @@ from predictor.errors import InvalidAudio, UnsupportedAudio
 
 _BLOCK_SAMPLES = 1 << 15  # over all channels: 128 KiB of float32, which stay in the cache
 _GARBAGE_PACKETS = 100  # of each, FFmpeg makes an exception: ten million of them would take a minute
+_MAX_PLANES = 8  # what a frame holds itself; for more, PyAV reads beyond the end of a list
 _MPEG_1_HZ = 32_000  # at and above it, an MP3 frame has 1152 samples; below, 576
 _PRIMING_SECONDS = 0.2  # encoders count their warm-up into the duration: AAC 2112 samples, twice that in HE-AAC
 
@@ -120,14 +122,30 @@ def _ffmpeg_blocks(demuxer: av.container.InputContainer, stream: av.AudioStream)
     for rate_hz, frames in groupby(_frames(demuxer, stream), key=lambda frame: frame.sample_rate):
         joined, count = [], 0
         for frame in frames:
-            array, channels = frame.to_ndarray(), frame.layout.nb_channels
-            joined.append(_mono(array.T if frame.format.is_planar else array.reshape(-1, channels)))
+            array = _samples(frame)
+            joined.append(_mono(array))
             count += array.size
             if count >= _BLOCK_SAMPLES:
                 yield Block(np.concatenate(joined), rate_hz)
                 joined, count = [], 0
         if joined:
             yield Block(np.concatenate(joined), rate_hz)
+
+
+def _samples(frame: av.AudioFrame) -> NDArray[Any]:
+    """A frame's samples [n, channels].
+
+    Not by PyAV's `to_ndarray` where channels have planes of their own: of eight channels it counts nine planes (it
+    looks for a null pointer behind the last, and there is none), and reading the ninth ends the process.
+    """
+    channels = frame.layout.nb_channels
+    if not frame.format.is_planar:
+        return frame.to_ndarray().reshape(-1, channels)
+    if channels > _MAX_PLANES:
+        raise UnsupportedAudio(f"{channels} channels in a compressed file, where {_MAX_PLANES} can be read")
+    dtype = np.dtype(format_dtypes[frame.format.name])
+    planes: list[Any] = list(frame.planes[:channels])
+    return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes], axis=1)
 
 
 def _frames(demuxer: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:

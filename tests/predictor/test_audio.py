@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import odd_audio
 import pytest
@@ -224,6 +225,21 @@ def test_a_stream_that_changes_its_rate_and_channels_on_the_way_is_read_to_its_e
     assert waveform.duration_seconds == pytest.approx(sum(part.duration_seconds for part in alone), abs=0.1)
     for half in np.array_split(waveform.samples, 2):
         assert likeness(half, clip())[0] > 0.95
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "7.1"])
+def test_compressed_audio_of_up_to_eight_channels_is_read(layout):
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as muxer:
+        stream = muxer.add_stream("aac", rate=48_000, layout=layout)
+        samples = np.repeat(np.tile(clip()[:SAMPLE_RATE_HZ], 3), stream.layout.nb_channels)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout=layout)
+        frame.sample_rate = 48_000
+        planar = av.AudioResampler("fltp", layout, 48_000).resample(frame)
+        muxer.mux([*(packet for part in planar for packet in stream.encode(part)), *stream.encode()])
+    waveform = decode(file.getvalue(), LIMIT_SECONDS)
+    assert waveform.duration_seconds == pytest.approx(1, abs=0.1)
+    assert is_sound(waveform)
 
 
 def test_ogg_files_in_a_chain_are_read_one_after_the_other():

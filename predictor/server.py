@@ -1,7 +1,8 @@
 """A Recognizer behind HTTP: a kserve.Model in a kserve.ModelServer, and the routes that KServe has not.
 
 The only door to kserve and fastapi, and the only place that knows which status answers which error. The event loop
-does no work of its own: reading and decoding go to one pool, inference to another (`predictor.scheduling`).
+does no heavy work: reading and decoding go to one pool, inference to another (`predictor.scheduling`); only the JSON of
+V1 is parsed on it, by KServe.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from kserve.errors import ModelNotFound
 from kserve.model_server import app as kserve_app
 from kserve.protocol.infer_type import RequestedOutput
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from predictor import edge, protocol, telemetry, transcript
 from predictor.errors import (
@@ -276,6 +278,8 @@ async def _answer_error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RequestValidationError):  # its own text would repeat the input, audio and all
         problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         return JSONResponse({"error": "the request is not valid: " + "; ".join(problems)}, 400)
+    if isinstance(error, ClientDisconnect):  # in the middle of its body; nobody reads this
+        return JSONResponse({"error": "the client went away"}, edge.CLIENT_CLOSED_REQUEST)
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     raise error
@@ -284,7 +288,7 @@ async def _answer_error(_: Request, error: Exception) -> JSONResponse:
 def install(app: FastAPI, model: AsrModel) -> None:
     """Add the routes, the error table and the edge to an application, before KServe adds its own."""
     app.include_router(routes(model))
-    for kind in (PredictorError, RequestValidationError, HTTPException):
+    for kind in (PredictorError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(edge.Edge, digest=model.recognizer.bundle.digest)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import struct
 import threading
 import time
@@ -225,6 +226,19 @@ def test_an_error_does_not_repeat_the_audio(client, server):
         assert response.status_code in (400, 415)
         assert secret[:40] not in response.text
     assert secret[:40] not in server.log.read_text()
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_the_server(client, server):
+    port = int(server.address.rsplit(":", 1)[1])
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.3)
+    deadline = time.monotonic() + 10
+    while 'status="499"' not in client.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "Traceback" not in server.log.read_text()
 
 
 json_values = st.recursive(

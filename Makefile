@@ -78,7 +78,7 @@ docs: $(VENV)/.developing  ## run the commands that the documentation shows and 
 
 .PHONY: bench
 bench: $(VENV)/.developing  ## what is fast: measured side by side on this machine
-	@for script in engine path protocols health; do $(BIN)/python benchmarks/$$script.py; done
+	@for script in engine path overhead throughput health seams hotwords load; do $(BIN)/python benchmarks/$$script.py; done
 
 .PHONY: demo-model
 demo-model: $(VENV)/.developing  ## make the embedded bundles and test set anew (needs espeak-ng; under two hours)

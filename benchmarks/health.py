@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("--protocol", choices=["both", "json", "multipart"], default="both", help="of the load [both]")
     options = parser.parse_args()
     out = console()
-    with server() as address:
+    with server(max_pending_audio_seconds=36_000) as address:
         states = watch(address, bodies(address, options.minutes, options.protocol), options)
     table = Table("server", "samples", "p50 ms", "p95 ms", "p99 ms", "max ms", "audio s per s", box=None)
     for name, state in states.items():

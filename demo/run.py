@@ -39,13 +39,17 @@ def _free_port() -> int:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """A predictor of its own on a free port: its address, once the model is ready. Raises ServerFailed."""
+def server(**settings: object) -> Iterator[str]:
+    """A predictor of its own on a free port: its address, once the model is ready. Raises ServerFailed.
+
+    `settings` are VANI_ASR_* by their names in lower case, on top of the environment's.
+    """
     port = _free_port()
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "predictor", "serve"]
-        environment = {**os.environ, "VANI_ASR_HTTP_PORT": str(port)}
+        chosen = {"http_port": port, "grpc_port": 0, **settings}
+        environment = {**os.environ, **{f"VANI_ASR_{name.upper()}": str(value) for name, value in chosen.items()}}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             _wait_until_ready(process, address)

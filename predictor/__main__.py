@@ -1,4 +1,4 @@
-"""`python -m predictor`: transcribe files here and now, or serve."""
+"""`python -m predictor`: transcribe files here and now, serve, or edit the API keys of a server."""
 
 import argparse
 import math
@@ -8,11 +8,15 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+from predictor import keys
 from predictor.errors import InvalidBundle, PredictorError
 from predictor.settings import EMBEDDED_BUNDLE, PREFIX, InvalidSettings, available_cores, describe
 
 EXIT_DONE, EXIT_BUG, EXIT_USAGE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+T = TypeVar("T")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +59,47 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 stopped as asked, 2 wrong setting, 3 the bundle is refused.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_keys(commands)
     return parser
+
+
+def _add_keys(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "add, revoke or list API keys"
+    parser = commands.add_parser(
+        "keys",
+        help=text,
+        description=text[0].upper() + text[1:] + ". Servers that read the file see a change within a second or two.",
+        epilog="Exit status: 0 done, 2 wrong usage, 3 the file cannot be used or has no such key.",
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for action, text in (
+        ("add", "draw a new key, print it this once, and keep its hash in the file"),
+        ("revoke", "take a key out of the file"),
+        ("list", "print the names and limits of the keys in the file"),
+    ):
+        made = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".", epilog=parser.epilog)
+        if action != "list":
+            made.add_argument("name", type=_argument(keys.read_name), metavar="NAME", help="what the key is called")
+        made.add_argument("--file", type=Path, required=True, metavar="F", help="the file of hashed keys")
+        if action == "add":
+            made.add_argument(
+                "--audio-seconds-per-minute",
+                type=_argument(keys.read_limit),
+                metavar="N",
+                help="what the key may send (default: no limit)",
+            )
+
+
+def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """A reader of `keys` as argparse wants it: with a sentence of its own for wrong usage."""
+
+    def checked(text: str) -> T:
+        try:
+            return read(text)
+        except keys.InvalidKeys as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
 
 
 def _transcribe(args: argparse.Namespace) -> int:
@@ -138,12 +182,30 @@ def _check_port(port: int) -> None:
             raise InvalidSettings(f"{PREFIX}HTTP_PORT: port {port} cannot be opened: {error.strerror}") from error
 
 
+def _keys(args: argparse.Namespace) -> int:
+    try:
+        if args.action == "add":
+            print(keys.add(args.file, args.name, args.audio_seconds_per_minute))
+            print("Keep this key now: the file has only its hash.", file=sys.stderr)
+        elif args.action == "revoke":
+            keys.revoke(args.file, args.name)
+        else:
+            for key in keys.read(args.file):
+                limit = key.audio_seconds_per_minute
+                print(key.name, "no limit" if limit is None else f"{keys.write_limit(limit)} s/min", sep="\t")
+    except keys.InvalidKeys as error:
+        return _fail(EXIT_BAD_INPUT, [f"{args.file}: {error}"])
+    return EXIT_DONE
+
+
 def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
         if args.command == "serve":
             return _serve()
+        if args.command == "keys":
+            return _keys(args)
         _check_usage(parser, args)
         return _transcribe(args)
     except InvalidSettings as error:

@@ -93,8 +93,10 @@ def _apply(filters: NDArray[np.float32], power: NDArray[np.float32]) -> NDArray[
 
 
 def pad(features: Sequence[NDArray[np.float32]]) -> Batch:
-    """Stack features [mel, T_i] into one Batch, zeros after each one's own length."""
+    """Stack features [mel, T_i] into one Batch, zeros after each one's own length; one alone is not copied."""
     lengths = np.array([f.shape[1] for f in features], dtype=np.int64)
+    if len(features) == 1:
+        return Batch(features[0][None], lengths)
     frames = np.zeros((len(features), features[0].shape[0], int(lengths.max())), dtype=np.float32)
     for row, feature in zip(frames, features, strict=True):
         row[:, : feature.shape[1]] = feature

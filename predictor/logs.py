@@ -34,5 +34,6 @@ def configure(log_format: str, level: str) -> None:
     kserve.handlers = [logging.NullHandler()]  # propagates to the handler above; not empty, so not configured again
     # It logs the traceback of every refused request at ERROR; the edge writes the line that matters.
     kserve.addFilter(lambda record: record.msg != "Exception:")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a caller's bad form is a refusal, and no warning
     for chatty in ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -4,8 +4,10 @@ import html
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from predictor.bundle import Vocabulary
 from predictor.search import Hypothesis
@@ -15,6 +17,14 @@ from predictor.search import Hypothesis
 CUE_CHARACTERS = 84
 CUE_SECONDS = 7.0
 CUE_PAUSE_SECONDS = 0.8
+
+WORD_PAUSE_SECONDS = 0.4
+
+# How two windows' words are paired: what a word without a partner costs, what a pair of different texts, and how far
+# apart a pair's times may be for 1. Equal texts 0.36 s apart are one word, different ones 0.13 s apart.
+_UNPAIRED = 0.4
+_OTHER_TEXT = 0.7
+_APART_SECONDS = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +48,91 @@ class Transcript:
 
 
 def render(hypothesis: Hypothesis, vocabulary: Vocabulary, frame_seconds: float, start_seconds: float) -> list[Word]:
-    """Spell the tokens of a window that starts `start_seconds` into the recording; a space token ends a word."""
-    words, first = [], 0
+    """Spell the tokens of a window that starts `start_seconds` into the recording.
+
+    A space token ends a word, and so does a pause that nobody makes within one: models that learned from single
+    sentences leave the space out between two.
+    """
+    starts = start_seconds + hypothesis.starts * frame_seconds
+    ends = start_seconds + hypothesis.ends * frame_seconds
     spelling = [vocabulary.tokens[token] for token in hypothesis.tokens]
-    for last, text in enumerate([*spelling, " "]):
-        if text != " ":
+    words, first = [], 0
+    for index, text in enumerate([*spelling, " "]):
+        pause = first < index < len(spelling) and starts[index] - ends[index - 1] > WORD_PAUSE_SECONDS
+        if text != " " and not pause:
             continue
-        if last > first:
-            confidence = np.exp(np.log(hypothesis.confidences[first:last]).mean())
-            words.append(
-                Word(
-                    text="".join(spelling[first:last]),
-                    start_seconds=round(start_seconds + float(hypothesis.starts[first]) * frame_seconds, 3),
-                    end_seconds=round(start_seconds + float(hypothesis.ends[last - 1]) * frame_seconds, 3),
-                    confidence=round(float(confidence), 4),
-                )
-            )
-        first = last + 1
+        if index > first:
+            confidence = np.exp(np.log(hypothesis.confidences[first:index]).mean())
+            times = (round(float(starts[first]), 3), round(float(ends[index - 1]), 3))
+            words.append(Word("".join(spelling[first:index]), *times, round(float(confidence), 4)))
+        first = index + 1 if text == " " else index
     return words
 
 
 def join(words: Sequence[Word], language: str | None, duration_seconds: float) -> Transcript:
     """The words of all windows, in order, as one Transcript."""
     return Transcript(" ".join(w.text for w in words), language, duration_seconds, tuple(words))
+
+
+def stitch(
+    left: Sequence[Word], right: Sequence[Word], start_seconds: float, end_seconds: float
+) -> tuple[list[Word], list[Word]]:
+    """Which words to keep of two windows that both heard `start_seconds` to `end_seconds`, so that each is kept once.
+
+    The words of both are paired by text and time. At one place, never within a pair, the transcript changes from left
+    to right: next to the pair of equal texts nearest to the middle. So each word comes from the window whose edge,
+    where words are cut in half, is farther away. Words are in order, their times in seconds of the recording.
+    """
+    middle = (start_seconds + end_seconds) / 2
+    earlier = sum(1 for _ in takewhile(lambda word: word.end_seconds <= start_seconds - _APART_SECONDS, left))
+    heard = list(takewhile(lambda word: word.start_seconds < end_seconds + _APART_SECONDS, right))
+    pairs = _paired(left[earlier:], heard)
+    times = [float(np.mean([_time(word) for word in pair if word])) for pair in pairs]
+    equal = [i for i, (one, other) in enumerate(pairs) if one and other and one.text == other.text]
+    change = sum(1 for _ in takewhile(lambda time: time < middle, times))
+    if equal:
+        anchor = min(equal, key=lambda i: abs(times[i] - middle))
+        change = anchor + (times[anchor] < middle)
+    kept = earlier + sum(1 for one, _ in pairs[:change] if one)
+    return list(left[:kept]), list(right[sum(1 for _, other in pairs[:change] if other) :])
+
+
+def _paired(left: Sequence[Word], right: Sequence[Word]) -> list[tuple[Word | None, Word | None]]:
+    """All words in order, those that are probably one word together: the alignment of least cost."""
+    costs = np.add.outer(np.arange(len(left) + 1), np.arange(len(right) + 1)) * _UNPAIRED
+    for i, one in enumerate(left, 1):
+        for j, other in enumerate(right, 1):
+            alone = min(costs[i - 1, j], costs[i, j - 1]) + _UNPAIRED
+            costs[i, j] = min(costs[i - 1, j - 1] + _cost(one, other), alone)
+    pairs: list[tuple[Word | None, Word | None]] = []
+    i, j = len(left), len(right)
+    while i or j:
+        if i and j and costs[i, j] == costs[i - 1, j - 1] + _cost(left[i - 1], right[j - 1]):
+            i, j = i - 1, j - 1
+            pairs.append((left[i], right[j]))
+        elif j == 0 or (i and _is_next(costs, i, j, left[i - 1], right[j - 1])):
+            i -= 1
+            pairs.append((left[i], None))
+        else:
+            j -= 1
+            pairs.append((None, right[j]))
+    return pairs[::-1]
+
+
+def _is_next(costs: NDArray[np.float64], i: int, j: int, one: Word, other: Word) -> bool:
+    """From the end, whether the left word is the one to leave unpaired: where both may be, the later one."""
+    if costs[i - 1, j] == costs[i, j - 1]:
+        return _time(one) > _time(other)
+    return bool(costs[i - 1, j] < costs[i, j - 1])
+
+
+def _cost(one: Word, other: Word) -> float:
+    apart = abs(_time(one) - _time(other)) / _APART_SECONDS
+    return apart * apart + (0 if one.text == other.text else _OTHER_TEXT)
+
+
+def _time(word: Word) -> float:
+    return (word.start_seconds + word.end_seconds) / 2
 
 
 def to_json(transcript: Transcript) -> str:
@@ -70,17 +142,18 @@ def to_json(transcript: Transcript) -> str:
 
 def to_srt(transcript: Transcript) -> str:
     """SubRip subtitles."""
-    cues = (f"{number}\n{_span(cue, ',')}\n{_text(cue)}\n" for number, cue in enumerate(_cues(transcript.words), 1))
+    cues = (f"{number}\n{_span(cue, ',')}\n{_text(cue)}\n" for number, cue in enumerate(cues_of(transcript.words), 1))
     return "\n".join(cues)
 
 
 def to_vtt(transcript: Transcript) -> str:
     """WebVTT subtitles."""
-    cues = (f"{_span(cue, '.')}\n{html.escape(_text(cue), quote=False)}\n" for cue in _cues(transcript.words))
+    cues = (f"{_span(cue, '.')}\n{html.escape(_text(cue), quote=False)}\n" for cue in cues_of(transcript.words))
     return "WEBVTT\n\n" + "\n".join(cues)
 
 
-def _cues(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+def cues_of(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    """The words in groups that are one subtitle each: by what fits and can be read, and at pauses."""
     first = 0
     for index in range(1, len(words)):
         cue = words[first : index + 1]

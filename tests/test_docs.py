@@ -7,8 +7,8 @@ import pytest
 from documented import PAGES, REPOSITORY, examples, output_of
 
 from demo import testset
+from predictor.answers import STATUS
 from predictor.errors import ModelError
-from predictor.server import STATUS
 
 EXAMPLES = [(page, command, output) for page in PAGES for command, output in examples(page)]
 
@@ -38,13 +38,14 @@ def test_every_link_between_pages_leads_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_every_status_and_series_of_the_api_page_exists():
+def test_every_status_and_series_of_the_documentation_exists():
     text = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-    documented = {int(status) for status in re.findall(r"^\| (\d{3}) ", text, re.MULTILINE)}
-    assert set(STATUS.values()) <= documented
-    assert STATUS[ModelError] == 500
+    documented = {(int(status), code) for status, code in re.findall(r"^\| (\d{3}) \| ([A-Z_]+)", text, re.MULTILINE)}
+    assert set(STATUS.values()) == documented
+    assert STATUS[ModelError] == (500, "INTERNAL")
+    text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     source = (REPOSITORY / "predictor" / "telemetry.py").read_text(encoding="utf-8")
-    declared = re.findall(r'(Counter|Gauge|Histogram)\(\s*"(\w+)"', source)
+    declared = re.findall(r'(Counter|Gauge|Histogram)\(\s*"(vani_asr_\w+)"', source)
     names = {f"{name}_total" if kind == "Counter" else name for kind, name in declared}
     assert names == set(re.findall(r"`(vani_asr_\w+)`", text))
 

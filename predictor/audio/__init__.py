@@ -14,6 +14,7 @@ from itertools import groupby
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from predictor.audio.containers import sniff
 from predictor.audio.integrity import checked_rate, whole
@@ -21,25 +22,38 @@ from predictor.audio.readers import Block, Samples, Source, opened
 from predictor.errors import AudioTooLong, InvalidAudio, PredictorError
 from predictor.features import SAMPLE_RATE_HZ
 
-__all__ = ["Waveform", "decode"]
+__all__ = ["Pcm", "Waveform", "decode", "from_pcm"]
 
 _MAX_OFFSET = 0.01  # of full scale; a sound recording is at a hundredth of it
 _OFFSET_SAMPLES = SAMPLE_RATE_HZ // 2  # in less, a constant may be a low sound
 _ROUNDING_SECONDS = 1e-6  # what adding up many blocks may err by
+_PCM_SCALES = {"f": (0, 1), "i": (0, 1 / (1 << 15)), "u": (1 << 7, 1 / (1 << 7))}  # by kind of number: offset, scale
 
 
 @dataclass(frozen=True, slots=True)
 class Waveform:
-    """Mono audio at SAMPLE_RATE_HZ: `samples` float32 [N], N >= 1, finite, within [-1, 1]."""
+    """Mono audio at SAMPLE_RATE_HZ: `samples` float32 [N], N >= 1, finite, within [-1, 1].
+
+    `container` is the name of the file's format, or "PCM" where there was no file.
+    """
 
     samples: Samples
+    container: str = "PCM"
 
     @property
     def duration_seconds(self) -> float:
         return len(self.samples) / SAMPLE_RATE_HZ
 
 
-def decode(data: bytes, max_seconds: float) -> Waveform:
+@dataclass(frozen=True, slots=True, eq=False)
+class Pcm:
+    """Mono samples [N] as a tensor carries them: float32 within [-1, 1], int16, or uint8 with silence at 128."""
+
+    samples: NDArray[np.float32] | NDArray[np.int16] | NDArray[np.uint8]
+    rate_hz: int
+
+
+def decode(data: bytes | bytearray | memoryview, max_seconds: float) -> Waveform:
     """Decode a whole file of any container in `containers`, any sample rate in the limits and any channel count.
 
     Raises UnsupportedAudio for bytes or codecs that no reader knows, AudioTooLong as soon as `max_seconds` are
@@ -47,7 +61,7 @@ def decode(data: bytes, max_seconds: float) -> Waveform:
     """
     if not data:
         raise InvalidAudio("it is empty")
-    container, body = sniff(data)
+    container, body = sniff(bytes(data))
     body = whole(container, body)
     try:
         with opened(container, body) as source, np.errstate(over="ignore", invalid="ignore"):
@@ -56,7 +70,19 @@ def decode(data: bytes, max_seconds: float) -> Waveform:
         raise
     except Exception as error:  # whatever three native decoders throw at hostile bytes, it is the bytes' fault
         raise InvalidAudio(f"the {container.name} data is damaged") from error
-    return Waveform(_in_range(samples))
+    return Waveform(_in_range(samples), container.name)
+
+
+def from_pcm(pcm: Pcm, max_seconds: float) -> Waveform:
+    """Samples to a Waveform, resampled where they must be. Raises AudioTooLong or InvalidAudio."""
+    if not len(pcm.samples):
+        raise InvalidAudio("it holds no samples")
+    if len(pcm.samples) / checked_rate(pcm.rate_hz) > max_seconds + _ROUNDING_SECONDS:
+        raise AudioTooLong(max_seconds)
+    offset, scale = _PCM_SCALES[pcm.samples.dtype.kind]
+    samples = (pcm.samples.astype(np.float32) - np.float32(offset)) * np.float32(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Waveform(_in_range(np.concatenate(list(_resampled(iter([Block(samples, pcm.rate_hz)]))))))
 
 
 def _limited(source: Source, max_seconds: float) -> Iterator[Block]:

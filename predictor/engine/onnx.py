@@ -4,32 +4,27 @@ A call takes one thread and any number of calls may run side by side. On a CPU t
 batching and more threads to a call both lose against one utterance a core (docs/decisions/0003).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from predictor.bundle import Bundle
+from predictor.engine import BatchRule, Emissions
 from predictor.errors import InferenceFailed, InvalidBundle
 from predictor.features import Batch
 
 _INPUT_TYPES = {"features": "tensor(float)", "lengths": "tensor(int64)"}
 
 
-@dataclass(frozen=True, slots=True)
-class Emissions:
-    """Log-probabilities float32 [B, T', tokens] of which row b is valid for its first `lengths[b]` frames."""
-
-    log_probs: NDArray[np.float32]
-    lengths: NDArray[np.int64]
-
-
 class OnnxEngine:
     """The graph of a `ctc` bundle, loaded once. `infer` may be called from several threads."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Load the graph; raises InvalidBundle where it is not the graph that the manifest describes."""
+    def __init__(self, bundle: Bundle, rule: BatchRule | None = None) -> None:
+        """Load the graph; raises InvalidBundle where it is not the graph that the manifest describes.
+
+        `rule` tells the scheduler how to call; whatever it says, rows are run one by one, each at its own length.
+        """
+        self.rule = rule or BatchRule()
         self._graph = bundle.graph
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -1,6 +1,5 @@
 """Every odd file is understood by a running server, every hostile one is refused by its status, and it lives on."""
 
-import base64
 import time
 from functools import cache
 
@@ -8,14 +7,15 @@ import httpx
 import jiwer
 import odd_audio
 import pytest
+from asking import INFER, outputs, v2
 from serving import Server, serving
 
 from demo import testset
+from predictor import answers
 from predictor.audio import decode
-from predictor.server import STATUS
+from predictor.errors import PredictorError
 
 CLIP = "vi-natural-134"
-INFER = "/v2/models/vani-demo/infer"
 LIMIT_SECONDS = 1_800.0  # the server's default
 SLOWEST_SECONDS = 10.0
 GROWTH_BYTES = 100e6
@@ -62,21 +62,8 @@ def _samples() -> odd_audio.Samples:
     return decode((testset.DIRECTORY / clip.audio).read_bytes(), LIMIT_SECONDS).samples
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("server") / "log") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with server.client() as open_client:
-        yield open_client
-
-
 def ask_v2(client: httpx.Client, data: bytes) -> httpx.Response:
-    audio = {"name": "audio", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(data).decode()]}
-    return client.post(INFER, json={"inputs": [audio]})
+    return client.post(INFER, json=v2(data))
 
 
 def ask_transcribe(client: httpx.Client, data: bytes) -> httpx.Response:
@@ -85,10 +72,8 @@ def ask_transcribe(client: httpx.Client, data: bytes) -> httpx.Response:
 
 def understood(client: httpx.Client, data: bytes) -> tuple[str, str]:
     """The text and the language that a V2 request, which names none, comes back with."""
-    response = ask_v2(client, data)
-    assert response.status_code == 200, response.text
-    outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
-    return outputs["text"][0], outputs["language"][0]
+    found = outputs(ask_v2(client, data))
+    return found["text"][0], found["language"][0]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +94,9 @@ def test_an_odd_file_is_understood_as_the_plain_clip_is(client, said, name):
     assert cost <= MAY_COST[max((key for key in MAY_COST if key in name), key=len)], text
 
 
-def status_of(error: type) -> int:
-    return next(STATUS[kind] for kind in error.__mro__ if kind in STATUS)
+def status_of(error: type[PredictorError]) -> int:
+    status, _ = next(answers.STATUS[kind] for kind in error.__mro__ if kind in answers.STATUS)
+    return status
 
 
 @pytest.mark.parametrize("name", hostile())

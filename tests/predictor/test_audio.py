@@ -18,7 +18,7 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictor.audio import Waveform, decode
+from predictor.audio import Pcm, Waveform, decode, from_pcm
 from predictor.errors import AudioTooLong, InvalidAudio, PredictorError, UnsupportedAudio
 from predictor.features import SAMPLE_RATE_HZ
 
@@ -277,6 +277,117 @@ for path in folder.glob("*.bomb"):
     assert len(grown_kib) == len(odd_audio.bombs())
     assert max(grown_kib) < 32 * 1024  # 60 s are 4 MB, ten hours would be 2 GB
     assert time.perf_counter() - started < 20
+
+
+# Samples, as tensors and live audio bring them
+
+
+def pcm_of(samples: np.ndarray, dtype: str, rate_hz: int = SAMPLE_RATE_HZ) -> Pcm:
+    """Samples within [-1, 1] in a tensor's number format."""
+    if dtype == "uint8":
+        return Pcm(np.clip(np.round(samples * 128) + 128, 0, 255).astype(np.uint8), rate_hz)
+    if dtype == "int16":
+        return Pcm(np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16), rate_hz)
+    return Pcm(samples.astype(np.float32), rate_hz)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("float32", 0), ("int16", 1 / 32768), ("uint8", 1 / 128)])
+def test_samples_of_every_format_are_the_same_sound(dtype, step):
+    pcm = pcm_of(clip(), dtype)
+    before = pcm.samples.copy()
+    waveform = from_pcm(pcm, LIMIT_SECONDS)
+    assert is_sound(waveform)
+    assert np.abs(waveform.samples - clip()).max() <= step
+    np.testing.assert_array_equal(pcm.samples, before)
+    assert not np.shares_memory(waveform.samples, pcm.samples)
+
+
+@pytest.mark.parametrize(
+    ("samples", "values"),
+    [
+        (np.array([0, 1, -1, 32767, -32768], np.int16), [0, 2**-15, -(2**-15), 32767 / 32768, -1]),
+        (np.array([128, 129, 0, 255], np.uint8), [0, 1 / 128, -1, 127 / 128]),
+        (np.array([0, 0.25, -1, 1], np.float32), [0, 0.25, -1, 1]),
+    ],
+)
+def test_samples_have_exact_values(samples, values):
+    assert from_pcm(Pcm(samples, SAMPLE_RATE_HZ), 1).samples.tolist() == values
+
+
+@pytest.mark.parametrize("rate_hz", [4_000, 8_000, 11_025, 16_000, 44_100, 48_000, 384_000])
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float32"])
+def test_samples_are_what_a_file_of_them_is(dtype, rate_hz):
+    pcm = pcm_of(clip()[:8_000], dtype, rate_hz)
+    codec = {"int16": "PCM_16", "uint8": "PCM_U8", "float32": "FLOAT"}[dtype]
+    held = pcm.samples if dtype != "uint8" else (pcm.samples.astype(np.int16) - 128) * 256
+    file = decode(odd_audio.plain(held, rate_hz, codec=codec), LIMIT_SECONDS)
+    waveform = from_pcm(pcm, LIMIT_SECONDS)
+    assert len(waveform.samples) == len(file.samples)
+    np.testing.assert_allclose(waveform.samples, file.samples, atol=1e-6)
+
+
+def test_samples_are_treated_as_a_files_are():
+    loud = from_pcm(Pcm(np.array([0.5, -4, 2], np.float32), SAMPLE_RATE_HZ), 1)
+    assert loud.samples.tolist() == [0.125, -1, 0.5]
+    shifted = from_pcm(Pcm(clip() / 2 + np.float32(0.2), SAMPLE_RATE_HZ), LIMIT_SECONDS)
+    assert abs(float(shifted.samples.mean())) < 1e-4
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_the_limit_of_samples_is_inclusive_and_exact(rate_hz):
+    exact = np.zeros(2 * rate_hz, np.int16)
+    assert from_pcm(Pcm(exact, rate_hz), 2).duration_seconds == pytest.approx(2, abs=1e-4)
+    with pytest.raises(AudioTooLong) as caught:
+        from_pcm(Pcm(np.zeros(2 * rate_hz + 1, np.int16), rate_hz), 2)
+    assert caught.value.limit_seconds == 2
+    assert from_pcm(Pcm(exact, rate_hz), float("inf")).duration_seconds == pytest.approx(2, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint8])
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_very_few_samples_are_valid_at_16_khz(dtype, count):
+    assert len(from_pcm(Pcm(np.ones(count, dtype), SAMPLE_RATE_HZ), 1).samples) == count
+
+
+@pytest.mark.parametrize(
+    ("pcm", "words"),
+    [
+        (Pcm(np.zeros(0, np.int16), SAMPLE_RATE_HZ), "no samples"),
+        (Pcm(np.zeros(9, np.int16), 3_999), "3999 Hz and must be 4000 to 384000 Hz"),
+        (Pcm(np.zeros(9, np.int16), 384_001), "384001 Hz"),
+        (Pcm(np.zeros(9, np.int16), 0), "0 Hz"),
+        (Pcm(np.zeros(9, np.int16), -16_000), "-16000 Hz"),
+        (Pcm(np.zeros(1, np.int16), 384_000), "shorter than one sample"),
+        (Pcm(np.array([0, np.nan], np.float32), SAMPLE_RATE_HZ), "not numbers"),
+        (Pcm(np.array([0, np.inf], np.float32), SAMPLE_RATE_HZ), "not numbers"),
+        (Pcm(np.full(4_000, -np.inf, np.float32), 44_100), "not numbers"),
+        (Pcm(np.array([3e38, -3e38] * 2_000, np.float32), 8_000), ""),
+    ],
+    ids=["none", "slow", "fast", "zero", "negative", "too few", "NaN", "infinite", "infinite, resampled", "overflow"],
+)
+def test_samples_that_cannot_be_used_are_refused_or_made_sound(pcm, words):
+    if not words:
+        try:
+            assert is_sound(from_pcm(pcm, LIMIT_SECONDS))
+        except InvalidAudio as error:
+            assert "not numbers" in str(error)  # noqa: PT017  (either is right)
+        return
+    with pytest.raises(InvalidAudio, match=words):
+        from_pcm(pcm, LIMIT_SECONDS)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    data=st.binary(min_size=4, max_size=400),
+    dtype=st.sampled_from([np.float32, np.int16, np.uint8]),
+    rate_hz=st.integers(3_000, 50_000),
+)
+def test_any_samples_are_sound_or_refused(data, dtype, rate_hz):
+    samples = np.frombuffer(data[: len(data) // 4 * 4], dtype)
+    try:
+        assert is_sound(from_pcm(Pcm(samples, rate_hz), 1))
+    except PredictorError as error:
+        assert type(error) is InvalidAudio  # noqa: PT017
 
 
 @pytest.mark.parametrize("packet", [b"\x7c", b"\xff\xf1\x50\x80\x00\xff\xfc"], ids=["AMR", "AAC"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from demo import testset
+from predictor import keys
 from predictor.recognizer import Recognizer
 from predictor.settings import EMBEDDED_BUNDLE, Settings
 
@@ -84,6 +85,15 @@ def test_one_bad_file_is_named_and_the_others_are_still_transcribed(tmp_path, te
         (["transcribe", "x/a.wav", "y/a.wav", "--output", "out"], 2, "different names"),
         (["transcribe", CLIPS["vi"], "--language", "xx"], 3, "language 'xx' is not one of this model's: vi, hi"),
         (["transcribe", CLIPS["vi"], "--bundle", "nowhere"], 3, "manifest.json cannot be read"),
+        (["keys"], 2, "ACTION"),
+        (["keys", "add", "web"], 2, "--file"),
+        (["keys", "add", "two words", "--file", "none/keys"], 2, "argument NAME: a name is up to 63 letters"),
+        (["keys", "add", "vani_secret", "--file", "none/keys"], 2, "argument NAME: a name is up to 63 letters"),
+        (["keys", "add", "a", "--file", "none/keys", "--audio-seconds-per-minute", "0"], 2, "a limit is a number"),
+        (["keys", "add", "a", "--file", "none/keys"], 3, "none/keys: it cannot be written: No such file or directory"),
+        (["keys", "revoke", "a", "--file", "none"], 3, "none: it cannot be changed: No such file or directory"),
+        (["keys", "list", "--file", "none"], 3, "none: it cannot be read: No such file or directory"),
+        (["keys", "list", "--file", "pyproject.toml"], 3, "pyproject.toml: line 1: a name is"),
         (["sing"], 2, "invalid choice"),
         ([], 2, "COMMAND"),
     ],
@@ -93,6 +103,30 @@ def test_wrong_usage_and_wrong_input_have_their_own_status_and_a_sentence(argume
     assert done.returncode == status
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_is_printed_once_listed_by_name_and_revoked(tmp_path):
+    file = tmp_path / "keys"
+    added = predictor("keys", "add", "web", "--file", file, "--audio-seconds-per-minute", "600")
+    assert added.returncode == 0
+    assert keys.read(file) == (keys.Key("web", keys.digest_of(added.stdout.strip()), 600.0),)
+    assert added.stdout.strip() not in added.stderr
+    assert predictor("keys", "add", "batch", "--file", file).returncode == 0
+    again = predictor("keys", "add", "web", "--file", file)
+    assert (again.returncode, again.stdout, again.stderr) == (3, "", f"{file}: there is a key 'web' already\n")
+    listed = predictor("keys", "list", "--file", file)
+    assert (listed.returncode, listed.stdout) == (0, "web\t600 s/min\nbatch\tno limit\n")
+    revoked = predictor("keys", "revoke", "web", "--file", file)
+    assert (revoked.returncode, revoked.stdout, revoked.stderr) == (0, "", "")
+    assert predictor("keys", "list", "--file", file).stdout == "batch\tno limit\n"
+
+
+def test_keys_load_neither_arrays_nor_a_server(tmp_path):
+    arguments = ["keys", "add", "web", "--file", str(tmp_path / "keys")]
+    code = f"import sys; from predictor.__main__ import main; main({arguments!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"numpy", "kserve", "fastapi", "onnxruntime", "soundfile", "av"})
 
 
 def test_help_teaches_every_setting():

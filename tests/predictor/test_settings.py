@@ -1,6 +1,7 @@
 """predictor.settings: every knob comes from the environment, and a wrong one stops the process by its name."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,22 @@ def test_an_empty_environment_gives_the_documented_defaults():
     found = settings.load()
     cores = settings.available_cores()
     assert found.model_dump() == {
-        "bundle": settings.EMBEDDED_BUNDLE,
+        "bundle": (settings.EMBEDDED_BUNDLE,),
         "model_name": None,
+        "model_repository": None,
         "http_port": 8080,
+        "grpc_port": 8081,
         "engine_threads": cores,
         "decode_threads": cores,
-        "max_pending_requests": 64,
+        "max_pending_requests": 256,
+        "max_pending_audio_seconds": 1_800.0,
+        "max_pending_mb": 512,
+        "max_body_mb": 128,
         "max_audio_seconds": 1_800.0,
+        "request_timeout_seconds": 300.0,
+        "api_keys_file": None,
+        "cors_origins": (),
+        "cache_mb": 0,
         "shutdown_grace_seconds": 30,
         "log_format": "text",
         "log_level": "INFO",
@@ -39,14 +49,28 @@ def test_an_empty_environment_gives_the_documented_defaults():
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
-        ("bundle", "/mnt/models", Path("/mnt/models")),
+        ("bundle", "/mnt/models", (Path("/mnt/models"),)),
+        ("bundle", "/mnt/vi:/mnt/hi:relative", (Path("/mnt/vi"), Path("/mnt/hi"), Path("relative"))),
+        ("bundle", ":/mnt/vi::/mnt/hi:", (Path("/mnt/vi"), Path("/mnt/hi"))),
+        ("bundle", "/mnt/my models", (Path("/mnt/my models"),)),
+        ("model_repository", "/mnt/repository", Path("/mnt/repository")),
         ("model_name", "asr-vi.2", "asr-vi.2"),
         ("http_port", "1", 1),
         ("http_port", "65535", 65_535),
+        ("grpc_port", "0", 0),
         ("engine_threads", "1024", 1_024),
         ("decode_threads", "3", 3),
         ("max_pending_requests", "1", 1),
+        ("max_pending_audio_seconds", "0.5", 0.5),
+        ("max_pending_mb", "1", 1),
+        ("max_body_mb", "1024", 1_024),
         ("max_audio_seconds", "0.5", 0.5),
+        ("request_timeout_seconds", "0.5", 0.5),
+        ("api_keys_file", "/etc/vani/keys", Path("/etc/vani/keys")),
+        ("cors_origins", "https://a.example", ("https://a.example",)),
+        ("cors_origins", " https://a.example,http://b:3000 ,, ", ("https://a.example", "http://b:3000")),
+        ("cors_origins", "*", ("*",)),
+        ("cache_mb", "64", 64),
         ("shutdown_grace_seconds", "0", 0),
         ("log_format", "json", "json"),
         ("log_level", "DEBUG", "DEBUG"),
@@ -67,6 +91,8 @@ def test_an_empty_variable_means_the_default(environment, name):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("BUNDLE", ":"),
+        ("BUNDLE", "::"),
         ("MODEL_NAME", "Über"),
         ("MODEL_NAME", "-vi"),
         ("MODEL_NAME", "vi-"),
@@ -75,14 +101,26 @@ def test_an_empty_variable_means_the_default(environment, name):
         ("HTTP_PORT", "0"),
         ("HTTP_PORT", "65536"),
         ("HTTP_PORT", "http"),
+        ("GRPC_PORT", "-1"),
+        ("GRPC_PORT", "65536"),
         ("ENGINE_THREADS", "0"),
         ("ENGINE_THREADS", "1025"),
         ("ENGINE_THREADS", "1.5"),
         ("DECODE_THREADS", "0"),
         ("DECODE_THREADS", "1025"),
         ("MAX_PENDING_REQUESTS", "0"),
+        ("MAX_PENDING_AUDIO_SECONDS", "0"),
+        ("MAX_PENDING_AUDIO_SECONDS", "inf"),
+        ("MAX_PENDING_AUDIO_SECONDS", "nan"),
+        ("MAX_PENDING_MB", "0"),
+        ("MAX_BODY_MB", "0"),
+        ("MAX_BODY_MB", "1025"),
         ("MAX_AUDIO_SECONDS", "0"),
         ("MAX_AUDIO_SECONDS", "nan"),
+        ("MAX_AUDIO_SECONDS", "inf"),
+        ("REQUEST_TIMEOUT_SECONDS", "0"),
+        ("REQUEST_TIMEOUT_SECONDS", "inf"),
+        ("CACHE_MB", "-1"),
         ("SHUTDOWN_GRACE_SECONDS", "-1"),
         ("LOG_FORMAT", "xml"),
         ("LOG_LEVEL", "TRACE"),
@@ -136,6 +174,8 @@ def test_the_description_has_a_line_with_every_name_reason_and_default():
         assert field.description in line
     assert settings.describe().count("[8080]") == 1
     assert "[1800]" in settings.describe()
+    assert "[.../vani-demo-1]" in settings.describe()
+    assert not re.search(r"\[(None|\(|\))", settings.describe())
     assert str(settings.EMBEDDED_BUNDLE.parent) not in settings.describe()
 
 

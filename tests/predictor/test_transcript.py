@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -102,6 +103,20 @@ def test_confidence_stays_above_zero_and_up_to_one(confidences):
     assert 0 < word.confidence <= 1
 
 
+def test_a_pause_that_nobody_makes_within_a_word_ends_it():
+    tokens = np.array([2, 3, 4, 2], np.int64)  # a b, a long pause, ng, another, a
+    starts = np.array([0, 3, 30, 90], np.int64)
+    hypothesis = Hypothesis(tokens, starts, starts + 2, np.ones(4, np.float32))
+    words = transcript.render(hypothesis, VOCABULARY, 0.02, 1.0)
+    assert [(w.text, w.start_seconds, w.end_seconds) for w in words] == [
+        ("ab", 1.0, 1.1),
+        ("ng", 1.6, 1.64),
+        ("a", 2.8, 2.84),
+    ]
+    closer = replace(hypothesis, starts=np.array([0, 3, 25, 45], np.int64))
+    assert [w.text for w in transcript.render(closer, VOCABULARY, 0.02, 0.0)] == ["abnga"]
+
+
 def test_the_text_is_the_words_with_one_space_between():
     result = _joined(_words(("xin", 0, 1), ("chào", 1, 2)))
     assert (result.text, result.language, result.duration_seconds) == ("xin chào", "vi", 60.0)
@@ -197,3 +212,71 @@ def test_clocks_run_over_minutes_and_hours(seconds, clock):
 def test_what_a_token_spells_cannot_break_the_grammar_of_subtitles(write, mark, text):
     ((_, _, shown),) = _parse(write(_joined(_words((text, 0, 1)))), mark)
     assert shown == text
+
+
+def _windows(words, start, end, *, halves=False):
+    """What two windows that meet in [start, end] hear of the words: those they have whole, and halves at the edges."""
+    left = [w for w in words if w.end_seconds <= end]
+    right = [w for w in words if w.start_seconds >= start]
+    if halves:
+        left += [replace(w, text=w.text[:1], end_seconds=end) for w in words if w.start_seconds < end < w.end_seconds]
+        cut = [w for w in words if w.start_seconds < start < w.end_seconds]
+        right = [replace(w, text=w.text[1:], start_seconds=start) for w in cut] + right
+    return left, right
+
+
+@st.composite
+def _speech(draw, texts=("ba", "bốn", "एक", "nghiêng"), pause=0.0):
+    """Words of 0.12 to 0.6 s, in order."""
+    clock, words = 0.0, []
+    for text in draw(st.lists(st.sampled_from(texts), min_size=1, max_size=40)):
+        start = clock + pause + draw(st.sampled_from([0.0, 0.02, 0.1, 0.4]))
+        clock = start + draw(st.sampled_from([0.12, 0.2, 0.3, 0.6]))
+        words.append(Word(text, round(start, 3), round(clock, 3), 0.9))
+    return words
+
+
+def _shared(draw, words, least):
+    """A stretch of the recording, at least so long that it holds the longest word."""
+    start = draw(st.floats(-2.0, words[-1].end_seconds))
+    return start, start + draw(st.floats(least, 4.0))
+
+
+@given(st.data(), _speech(), st.booleans())
+def test_stitching_two_cuts_of_a_recording_gives_its_words_back(data, words, halves):
+    start, end = _shared(data.draw, words, 0.61)
+    left, right = transcript.stitch(*_windows(words, start, end, halves=halves), start, end)
+    assert left + right == words
+
+
+@given(st.data(), st.integers(1, 40), st.booleans())
+def test_words_are_neither_lost_nor_doubled_where_the_windows_place_them_a_tenth_of_a_second_apart(data, count, halves):
+    words = [Word(str(1000 + n % 7), n * 0.4, n * 0.4 + 0.3, 0.9) for n in range(count)]
+    start, end = _shared(data.draw, words, 1.2)
+    moved = []
+    for side in _windows(words, start, end, halves=halves):
+        by = [data.draw(st.floats(-0.1, 0.1)) for _ in side]
+        pairs = zip(side, by, strict=True)
+        moved.append([replace(w, start_seconds=w.start_seconds + d, end_seconds=w.end_seconds + d) for w, d in pairs])
+    left, right = transcript.stitch(*moved, start, end)
+    assert [w.text for w in left + right] == [w.text for w in words]
+
+
+def test_a_word_that_the_windows_spell_differently_is_kept_once_from_the_one_that_heard_its_surroundings():
+    left = _words(("tôi", 7.0, 7.3), ("đi", 8.4, 8.6), ("học", 9.3, 9.6), ("ba", 9.7, 10.0))
+    right = _words(("i", 8.4, 8.6), ("học", 9.3, 9.6), ("bài", 9.72, 10.1), ("mới", 10.3, 10.6))
+    kept = [w.text for side in transcript.stitch(left, right, 8.0, 10.0) for w in side]
+    assert kept == ["tôi", "đi", "học", "bài", "mới"]
+
+
+def test_two_windows_that_agree_on_no_word_change_over_in_the_middle():
+    left = _words(("a", 8.2, 8.4), ("b", 8.8, 9.2), ("c", 9.5, 9.7))
+    right = _words(("x", 8.21, 8.4), ("y", 8.82, 9.2), ("z", 9.5, 9.7))
+    kept = [w.text for side in transcript.stitch(left, right, 8.0, 10.0) for w in side]
+    assert kept == ["a", "y", "z"]
+
+
+@pytest.mark.parametrize(("left", "right"), [([], []), (["a"], []), ([], ["b"])])
+def test_silence_on_either_side_takes_no_word_of_the_other(left, right):
+    sides = [_words(*((text, at, at + 0.2) for text in side)) for side, at in ((left, 7.0), (right, 11.0))]
+    assert transcript.stitch(*sides, 8.0, 10.0) == tuple(sides)

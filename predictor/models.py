@@ -145,6 +145,8 @@ def _identity(manifest: Path) -> tuple[str, str]:
 
 
 def _highest(versions: dict[str, Model]) -> Model | None:
+    if len(versions) == 1:  # of many, mostly; and every request asks
+        return next(iter(versions.values()))
     return versions[max(versions, key=_order)] if versions else None
 
 

@@ -205,13 +205,14 @@ def transcribed(
     characters = Tally(transcript.text)  # an hour of speech has fifty thousand, and a hundred different ones
     spelled = sum(count for character, count in characters.items() if not character.isspace())
     share = _script_share(characters, language)
-    _AUDIO_SECONDS.labels(language).inc(duration)
+    seconds, old_seconds = _of_audio(language, audio_format if audio_format in _FORMATS else OTHER)
+    seconds.inc(duration)
+    old_seconds.observe(duration)
     _REAL_TIME_FACTOR.observe(processing_seconds / duration if duration else 0.0)
-    _OLD_AUDIO.labels(audio_format if audio_format in _FORMATS else OTHER).observe(duration)
     with _lock:
         model = _model(digest)
         labels = (digest if model != OTHER else OTHER, language)
-        old_duration, transcripts, empty, confidence, speed = _of_transcripts(model, *labels)
+        old_duration, transcripts, empty, confidence, speed, script = _of_transcripts(model, *labels)
         old_duration.observe(processing_seconds)
         transcripts.inc()
         empty.inc(not transcript.words)
@@ -219,7 +220,12 @@ def transcribed(
             confidence.observe(fmean([word.confidence for word in transcript.words]))
             speed.observe(spelled / duration if duration else 0.0)
         if share is not None:
-            _SCRIPT.labels(*labels).observe(share)
+            script.observe(share)
+
+
+@lru_cache(maxsize=512)
+def _of_audio(language: str, audio_format: str) -> tuple[Counter, Summary]:
+    return _AUDIO_SECONDS.labels(language), _OLD_AUDIO.labels(audio_format)
 
 
 @lru_cache(maxsize=256)
@@ -229,13 +235,16 @@ def _of_work(model: str, language: str) -> tuple[Counter, Counter, Counter, Gaug
 
 
 @lru_cache(maxsize=256)
-def _of_transcripts(model: str, digest: str, language: str) -> tuple[Histogram, Counter, Counter, Histogram, Histogram]:
+def _of_transcripts(
+    model: str, digest: str, language: str
+) -> tuple[Histogram, Counter, Counter, Histogram, Histogram, Histogram]:
     return (
         _OLD_DURATION.labels(model, language),
         _TRANSCRIPTS.labels(digest, language),
         _EMPTY.labels(digest, language),
         _CONFIDENCE.labels(digest, language),
         _SPEED.labels(digest, language),
+        _SCRIPT.labels(digest, language),
     )
 
 

@@ -4,13 +4,13 @@
     speech      OpenAI's route, /transcribe, /asr         rpc        V2 over gRPC
     dictation   the WebSocket                             openapi    what /openapi.json says of each route
     catalogue   what is served, health, load, unload      parts      what routes are made of
+    process     what the interpreter is told
 
 The event loop does no heavy work: that is the scheduler's threads' (predictor.scheduling).
 """
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,13 +34,12 @@ from predictor.errors import BadRequest, InvalidBundle, PredictorError
 from predictor.models import Model, Models
 from predictor.recognizer import Recognizer
 from predictor.scheduling import Scheduler
-from predictor.server import catalogue, dictation, inference, openapi, rpc, speech
+from predictor.server import catalogue, dictation, inference, openapi, process, rpc, speech
 from predictor.server.parts import Serving
 from predictor.server.registry import Registry
 from predictor.service import Service
 from predictor.settings import Settings
 
-SWITCH_SECONDS = 0.0005
 _LOOK_SECONDS = 0.1  # for a signal that came
 _MEGABYTE = 1 << 20
 
@@ -170,9 +169,6 @@ def serve(settings: Settings, load: Load = Recognizer.load) -> None:
     `load` makes a Recognizer of a directory, a limit in seconds of audio and the rule of calling its engine. Raises
     InvalidBundle or InvalidKeys before a port is opened.
     """
-    # The event loop takes the interpreter's lock again after every read and write, and each time waits as long as this
-    # for a thread that holds it; the default of 5 ms is what made /health slow under load.
-    sys.setswitchinterval(SWITCH_SECONDS)
     keyring = Keyring(settings.api_keys_file) if settings.api_keys_file else None
     tracing.configure()
     serving = _serving(settings, keyring, load)
@@ -196,6 +192,7 @@ def serve(settings: Settings, load: Load = Recognizer.load) -> None:
     server.servers.append(_stop_together(server, serving))
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
     asyncio.set_event_loop(asyncio.new_event_loop())  # KServe sets this one up before it makes the one that runs
+    process.tune()
     logger.info("listening on port %d, gRPC on %s", settings.http_port, settings.grpc_port or "none")
     server.start([])
     serving.service.scheduler.stop()

@@ -7,34 +7,53 @@ knows neither deadlines nor keys.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc.aio import ServicerContext as Context
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 
 from predictor import answers
 from predictor.call import Call, refused
 from predictor.errors import BadRequest, InferenceFailed, PredictorError
 from predictor.models import Model
-from predictor.protocol import tensors, v2
+from predictor.protocol import tensors, v2, wire
 from predictor.protocol.tensors import OutputTensor, Tensor
 from predictor.server.catalogue import EXTENSIONS, describe
 from predictor.server.parts import Serving
-from predictor.transcript import Transcript
 
 _OVERHEAD_BYTES = 1 << 16  # of a message, beside the audio
 _CONTENTS = ("fp32", "int", "uint")
 _SERVICE = "inference.GRPCInferenceService"
 
+_RAW_INPUTS = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+
 logger = logging.getLogger("vani")
 
 
-class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """`load` and `unload` change what is served, as their REST routes do."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Inference:
+    """A ModelInferRequest whose raw tensors are views of what came; None where that is not one."""
+
+    request: pb.ModelInferRequest | None
+    raw: list[memoryview]
+
+    @classmethod
+    def read(cls, message: bytes) -> "Inference":
+        rest, raw = wire.take_out(message, _RAW_INPUTS)
+        try:
+            request = pb.ModelInferRequest.FromString(rest)
+        except DecodeError:
+            return cls(None, [])
+        return cls(request, raw or [memoryview(tensor) for tensor in request.raw_input_contents])
+
+
+class Servicer:
+    """The methods of GRPCInferenceService. `load` and `unload` change what is served, as their REST routes do."""
 
     def __init__(
         self, serving: Serving, load: Callable[[str, str | None], Awaitable[Model]], unload: Callable[[str], None]
@@ -66,19 +85,25 @@ class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
         return await self._answered("ModelMetadata", context, answer)
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    async def ModelInfer(self, inference: Inference, context: Context) -> pb.ModelInferResponse:
         async def answer(call: Call) -> pb.ModelInferResponse:
+            request = inference.request
+            if request is None:
+                raise BadRequest("the message is not a ModelInferRequest")
             model = self._serving.find(call, request.model_name, request.model_version or None)
             names = [output.name for output in request.outputs] or None
             tensors.outputs([], names)  # refuse an unknown output before the work, not after it
-            inputs = _tensors(request)
-            size = sum(len(tensor.raw) for tensor in inputs if tensor.raw) or request.ByteSize()
+            inputs = _tensors(request, inference.raw)
+            size = sum(map(len, inference.raw)) or request.ByteSize()
             with self._serving.door.admit(call), self._serving.door.bytes.hold(call.caller, size):
                 clips = tensors.read_tensors(inputs, _parameters(request.parameters))
                 transcripts = await self._serving.service.transcribe(call, model, clips)
-            return await self._serving.write(
-                call, transcripts, lambda: _response(request, call, model, transcripts, names)
-            )
+            raw = bool(inference.raw)  # who sends raw tensors reads them too; Triton's client reads nothing else
+
+            def written() -> pb.ModelInferResponse:
+                return _response(request.id, call, model, tensors.outputs(transcripts, names), raw=raw)
+
+            return await self._serving.write(call, transcripts, written)
 
         return await self._answered("ModelInfer", context, answer)
 
@@ -150,7 +175,7 @@ class RpcServer:
     async def start(self) -> None:
         """Serve until stopped."""
         self._server = grpc.aio.server(options=self._options)
-        stubs.add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
+        self._server.add_generic_rpc_handlers((_handlers(self._servicer),))
         self._server.add_insecure_port(f"0.0.0.0:{self._port}")
         await self._server.start()
         await self._server.wait_for_termination()
@@ -160,6 +185,18 @@ class RpcServer:
             await self._server.stop(self._grace_seconds)
 
 
+def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+    """The service's methods, as the protocol file describes them, but for reading a ModelInferRequest."""
+    described = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    methods = {}
+    for method in described.methods:
+        request, response = (getattr(pb, type_.name) for type_ in (method.input_type, method.output_type))
+        read = Inference.read if request is pb.ModelInferRequest else request.FromString
+        answer = getattr(servicer, method.name)
+        methods[method.name] = grpc.unary_unary_rpc_method_handler(answer, read, response.SerializeToString)
+    return grpc.method_handlers_generic_handler(described.full_name, methods)
+
+
 def _model_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
     """KServe's message holds the model's name in field 1; Triton's holds a repository's there, and the name in 2."""
     second = (field.data for field in UnknownFieldSet(request) if field.field_number == 2)  # noqa: PLR2004
@@ -167,8 +204,7 @@ def _model_name(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloa
     return name.decode("utf-8", "replace") if isinstance(name, bytes) and name else str(request.model_name)
 
 
-def _tensors(request: pb.ModelInferRequest) -> list[Tensor]:
-    raw = list(request.raw_input_contents)
+def _tensors(request: pb.ModelInferRequest, raw: list[memoryview]) -> list[Tensor]:
     if raw and len(raw) != len(request.inputs):
         raise BadRequest(f"{len(request.inputs)} inputs came with {len(raw)} raw_input_contents; there must be as many")
     return [
@@ -206,15 +242,13 @@ def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
 
 
 def _response(
-    request: pb.ModelInferRequest, call: Call, model: Model, transcripts: list[Transcript], names: list[str] | None
+    request_id: str, call: Call, model: Model, outputs: list[OutputTensor], *, raw: bool
 ) -> pb.ModelInferResponse:
     identity = {"bundle_digest": model.digest, "request_id": call.id}
-    raw = bool(request.raw_input_contents)  # who sends raw tensors reads them too; Triton's client reads nothing else
-    outputs = tensors.outputs(transcripts, names)
     return pb.ModelInferResponse(
         model_name=model.name,
         model_version=model.version,
-        id=request.id or call.id,
+        id=request_id or call.id,
         parameters={name: pb.InferParameter(string_param=value) for name, value in identity.items()},
         outputs=[_output(tensor, raw=raw) for tensor in outputs],
         raw_output_contents=[v2.raw_bytes(tensor) for tensor in outputs] if raw else None,

@@ -273,6 +273,16 @@ async def test_kserve_over_grpc_looks_around(kserve, server):
         assert await client.is_model_ready(MODEL)
 
 
+@pytest.mark.parametrize("message", [b"", b"not a message", b"\x3a" + b"\xff" * 11, b"\x3b" * 50])
+async def test_a_grpc_message_that_is_none_is_the_callers_mistake(kserve, server, message):
+    import grpc
+
+    async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(message)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_grpc_answer_carries_its_identity_and_an_unknown_model_is_not_found(kserve, server, recognizer):
     import grpc
     from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb

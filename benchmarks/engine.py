@@ -22,7 +22,7 @@ from rich.table import Table
 from predictor import bundle, features
 from predictor.bundle import Bundle
 from predictor.engine.onnx import OnnxEngine
-from predictor.features import FRAME_SECONDS
+from predictor.features import FRAME_SECONDS, whisper
 from predictor.settings import EMBEDDED_BUNDLE, available_cores
 
 PER_SECONDS = 5.0
@@ -140,7 +140,7 @@ def main() -> int:
     out = console()
     models = [bundle.read(directory) for directory in (options.bundle, *options.also)]
     mel_bins = models[0].front_end.mel_bins
-    utterances = [features.log_mel(samples_of(clip), mel_bins) for clip in clips(options.clips)]
+    utterances = [whisper.log_mel(samples_of(clip), mel_bins) for clip in clips(options.clips)]
     seconds = seconds_of(utterances)
     out.print(f"{len(utterances)} clips, {seconds:.0f} s of audio, median of {options.rounds} rounds\n")
     costs = in_turns(cost_cases(models, utterances), options.rounds, "cost")

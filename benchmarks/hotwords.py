@@ -25,8 +25,9 @@ from demo.sentences import LANGUAGES, load_grammar
 from demo.testset import Clip
 from predictor import beam, bundle, features, transcript
 from predictor.bundle import Bundle
+from predictor.engine import Emission
 from predictor.engine.onnx import OnnxEngine
-from predictor.search import Hypothesis, LogProbs, best_path
+from predictor.search import Hypothesis, best_path
 from predictor.settings import EMBEDDED_BUNDLE
 
 SEED = "vani-benchmarks/hotwords"
@@ -44,7 +45,7 @@ class Utterance:
     each round."""
 
     clip: Clip
-    log_probs: LogProbs
+    emission: Emission
     plain: str
     missed: tuple[str, ...]
     others: tuple[tuple[str, ...], ...]
@@ -64,9 +65,9 @@ def text_of(model: Bundle, hypothesis: Hypothesis) -> str:
     return " ".join(word.text for word in words)
 
 
-def plainly(model: Bundle, language: str, log_probs: LogProbs) -> Hypothesis:
+def plainly(model: Bundle, language: str, emission: Emission) -> Hypothesis:
     vocabulary = model.vocabulary
-    return best_path(log_probs, vocabulary.languages[language], vocabulary.blank_id, model.graph.repeat_gap_frames)
+    return best_path(emission, vocabulary.languages[language], vocabulary.blank_id, model.graph.repeat_gap_frames)
 
 
 def missed_words(reference: str, text: str) -> tuple[str, ...]:
@@ -83,13 +84,12 @@ def utterances(model: Bundle, rounds: int) -> list[Utterance]:
     words = {language: load_grammar(language).words for language in LANGUAGES}
     result = []
     for clip in tqdm(testset.read(), "emissions", unit="clip", leave=False, disable=None):
-        batch = features.pad([features.log_mel(samples_of(clip), model.front_end.mel_bins)])
-        emissions = engine.infer(batch)
-        log_probs = emissions.log_probs[0, : emissions.lengths[0]]
-        plain = text_of(model, plainly(model, clip.language, log_probs))
+        batch = features.pad([features.extract(samples_of(clip), model.front_end)])
+        (emission,) = engine.infer(batch)
+        plain = text_of(model, plainly(model, clip.language, emission))
         others = [word for word in words[clip.language] if word not in clip.text.split()]
         drawn = tuple(tuple(rng.sample(others, DISTRACTORS)) for _ in range(rounds))
-        result.append(Utterance(clip, log_probs, plain, missed_words(clip.text, plain), drawn))
+        result.append(Utterance(clip, emission, plain, missed_words(clip.text, plain), drawn))
     return result
 
 
@@ -103,7 +103,7 @@ def rates(model: Bundle, parts: Sequence[Utterance], bonus: float) -> Rates:
     def text(part: Utterance, hotwords: Sequence[str]) -> str:
         gap = model.graph.repeat_gap_frames
         language = part.clip.language
-        return text_of(model, beam.search(part.log_probs, model.vocabulary, language, hotwords, gap, bonus=bonus))
+        return text_of(model, beam.search(part.emission, model.vocabulary, language, hotwords, gap, bonus=bonus))
 
     rounds = range(len(parts[0].others))
     helped = [word_error_rate(parts, [text(p, p.missed + p.others[n]) for p in parts]) for n in rounds]
@@ -148,13 +148,13 @@ def cost_cases(model: Bundle, parts: Sequence[Utterance]) -> dict[str, Callable[
 
     def plain() -> None:
         for part in parts:
-            plainly(model, part.clip.language, part.log_probs)
+            plainly(model, part.clip.language, part.emission)
 
     def biased(count: int, width: int) -> None:
         gap = model.graph.repeat_gap_frames
         for part in parts:
             language = part.clip.language
-            beam.search(part.log_probs, model.vocabulary, language, words[language][:count], gap, width)
+            beam.search(part.emission, model.vocabulary, language, words[language][:count], gap, width)
 
     cases: dict[str, Callable[[], object]] = {"best_path": plain, "beam, no hotwords": partial(biased, 0, 16)}
     cases |= {f"beam of {width}, {DISTRACTORS} hotwords": partial(biased, DISTRACTORS, width) for width in WIDTHS}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from predictor import bundle, logs, settings
 from predictor.audio import Pcm, Waveform
 from predictor.bundle import Bundle
-from predictor.engine import BatchRule, Emissions
+from predictor.engine import BatchRule, Emission
 from predictor.features import Batch
 from predictor.segments import Window
 from predictor.transcript import Word
@@ -24,7 +24,7 @@ from predictor.transcript import Word
 SILENCE = np.zeros(160_000, np.float32)
 FRAMES = np.zeros((1, 1), np.float32)
 SAID = ("tôi", "đi", "chợ", "mua", "cá")
-EMISSIONS = Emissions(np.zeros((1, 1, 1), np.float32), np.ones(1, np.int64))
+EMISSIONS = [Emission(np.zeros((1, 1), np.float32))]
 WORDS = [Word(text, number * 0.5, number * 0.5 + 0.4, 0.9) for number, text in enumerate(SAID)]
 
 
@@ -34,7 +34,7 @@ class Deaf:
 
     rule: BatchRule
 
-    def infer(self, _batch: Batch) -> Emissions:
+    def infer(self, _batch: Batch) -> list[Emission]:
         return EMISSIONS
 
 
@@ -47,10 +47,10 @@ class Mute:
     max_audio_seconds: float
 
     @classmethod
-    def load(cls, directory: Path, max_audio_seconds: float, rule: BatchRule) -> "Mute":
+    def load(cls, directory: Path, max_audio_seconds: float, rule: BatchRule, _engine: str) -> "Mute":
         return cls(bundle.read(directory), Deaf(rule), max_audio_seconds)
 
-    def check_language(self, language: str | None) -> None:
+    def check(self, _language: str | None, _decoding: str) -> None:
         pass
 
     def decode(self, _data: bytes | Pcm) -> Waveform:
@@ -63,7 +63,7 @@ class Mute:
         return FRAMES
 
     def search(
-        self, _log_probs: NDArray[np.float32], _window: Window, _language: str | None, _hotwords: Sequence[str]
+        self, _emission: Emission, _window: Window, _language: str | None, _hotwords: Sequence[str], _decoding: str
     ) -> tuple[list[Word], str | None]:
         return WORDS, "vi"
 

@@ -17,7 +17,8 @@ from measuring import Samples, console, cpu_ms, encoded, in_turns, recording
 from rich.table import Table
 
 from predictor import features, search, transcript
-from predictor.features import SAMPLE_RATE_HZ
+from predictor.engine import Emission
+from predictor.features import SAMPLE_RATE_HZ, whisper
 from predictor.recognizer import Recognizer
 from predictor.segments import Window
 from predictor.settings import EMBEDDED_BUNDLE
@@ -42,18 +43,17 @@ def repeated(work: Callable[[], object]) -> Callable[[], None]:
 
 
 def features_of(recognizer: Recognizer, windows: list[Window]) -> list[features.Batch]:
-    mel_bins = recognizer.bundle.front_end.mel_bins
-    return [features.pad([features.log_mel(window.samples, mel_bins)]) for window in windows]
+    return [features.pad([recognizer.extract(window)]) for window in windows]
 
 
-def words_of(recognizer: Recognizer, windows: list[Window], outputs: list[Samples]) -> list[Word]:
+def words_of(recognizer: Recognizer, windows: list[Window], outputs: list[Emission]) -> list[Word]:
     """Everything after the network, the identification of the language with it."""
     vocabulary, words = recognizer.bundle.vocabulary, []
     language: str | None = None
-    for window, log_probs in zip(windows, outputs, strict=True):
-        language = language or search.identify(log_probs, vocabulary)
+    for window, emission in zip(windows, outputs, strict=True):
+        language = language or search.identify(emission, vocabulary)
         if language is not None:
-            hypothesis = search.best_path(log_probs, vocabulary.languages[language], vocabulary.blank_id)
+            hypothesis = search.best_path(emission, vocabulary.languages[language], vocabulary.blank_id)
             seconds = recognizer.bundle.graph.frame_seconds
             words += transcript.render(hypothesis, vocabulary, seconds, window.start_seconds)
     return words
@@ -67,7 +67,7 @@ def stages(recognizer: Recognizer, samples: Samples) -> dict[str, Callable[[], o
     }
     windows = recognizer.split(recognizer.decode(files["WAV, 16 bit"]))
     batches = features_of(recognizer, windows)
-    outputs = [recognizer.engine.infer(batch).log_probs[0] for batch in batches]
+    outputs = [recognizer.engine.infer(batch)[0] for batch in batches]
     work = (
         partial(features_of, recognizer, windows),
         lambda: [recognizer.engine.infer(batch) for batch in batches],
@@ -101,11 +101,11 @@ def front_end_table(lengths: list[float], rounds: int) -> Table:
     for seconds in lengths:
         samples = recording(seconds)
         cases: dict[str, Callable[[], object]] = {
-            "ours": repeated(partial(features.log_mel, samples)),
+            "ours": repeated(partial(whisper.log_mel, samples)),
             "transformers, no padding": repeated(partial(extract, samples, padding="do_not_pad")),
             "transformers, its default (30 s)": repeated(partial(extract, samples)),
         }
-        difference = np.abs(extract(samples, padding="do_not_pad").input_features[0] - features.log_mel(samples)).max()
+        difference = np.abs(extract(samples, padding="do_not_pad").input_features[0] - whisper.log_mel(samples)).max()
         columns.append((in_turns(cases, rounds, f"features, {seconds:g} s"), difference))
     for name in columns[0][0]:
         cells = [(cpu_ms(costs[name]) / REPEATS, cpu_ms(costs["ours"]) / REPEATS) for costs, _ in columns]

@@ -26,7 +26,9 @@ from demo.augment import augment, mask
 from demo.corpus import Corpus, Utterance
 from demo.network import Network, NetworkSize, output_lengths
 from demo.sentences import LANGUAGES, load_grammar
-from predictor.features import HOP_SAMPLES, log_mel, pad
+from predictor.engine import Emission
+from predictor.features import HOP_SAMPLES, pad
+from predictor.features.whisper import log_mel
 from predictor.search import best_path
 
 SEED = 20_26
@@ -123,7 +125,7 @@ def _dev_wer(network: Network, corpus: Corpus, vocabulary: list[str]) -> str:
     for utterance in (u for u in corpus.utterances if u.split == "dev"):
         features = torch.from_numpy(log_mel(corpus.audio(utterance)))[None]
         log_probs = network(features, torch.tensor([features.shape[2]]))[0].numpy()
-        spoken = best_path(log_probs, range(len(vocabulary)), vocabulary.index(BLANK)).tokens
+        spoken = best_path(Emission(log_probs), range(len(vocabulary)), vocabulary.index(BLANK)).tokens
         text = " ".join("".join(vocabulary[token] for token in spoken).split())
         references, hypotheses = pairs.setdefault(f"{utterance.language} {utterance.kind}", ([], []))
         references.append(utterance.text)

@@ -38,6 +38,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     transcribe.add_argument("--language", help="code such as vi or hi (default: identified from the audio)")
     transcribe.add_argument(
+        "--decoding", choices=("ctc", "rnnt"), default="ctc", help="rnnt where the model has it (default: %(default)s)"
+    )
+    transcribe.add_argument(
+        "--engine",
+        choices=("auto", "onnx", "openvino", "torch"),
+        default="auto",
+        help="what runs the network (default: the fastest of what is installed)",
+    )
+    transcribe.add_argument(
         "--max-audio-seconds", type=float, default=14_400, metavar="S", help="longest recording (default: %(default)s)"
     )
     transcribe.add_argument(
@@ -114,12 +123,12 @@ def _transcribe(args: argparse.Namespace) -> int:
         "srt": transcript.to_srt,
         "vtt": transcript.to_vtt,
     }
-    recognizer = Recognizer.load(args.bundle, args.max_audio_seconds)
-    recognizer.check_language(args.language)
+    recognizer = Recognizer.load(args.bundle, args.max_audio_seconds, engine=args.engine)
+    recognizer.check(args.language, args.decoding)
 
     def work(path: Path) -> str | Exception:
         try:
-            return render[args.format](recognizer.transcribe(path.read_bytes(), args.language))
+            return render[args.format](recognizer.transcribe(path.read_bytes(), args.language, (), args.decoding))
         except (PredictorError, OSError) as error:
             return error
 

@@ -22,8 +22,10 @@ from typing import Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.bundle import Vocabulary
-from predictor.search import Hypothesis, LogProbs, best_path
+from predictor.bundle import Spelling, Vocabulary
+from predictor.engine import Emission
+from predictor.search import Hypothesis, LogProbs, best_path, competing, log_total
+from predictor.spelling import as_bytes
 
 BONUS = 0.5  # nats a letter: benchmarks/hotwords.py chose it, on the odd clips of the test set
 MARGIN = 8.0  # nats: what is further below the best token of its frame does not compete there
@@ -63,7 +65,7 @@ def phrases(prompt: str) -> tuple[str, ...]:
 
 
 def search(  # noqa: PLR0913, PLR0917  (best_path's arguments and those of a beam)
-    log_probs: LogProbs,
+    emission: Emission,
     vocabulary: Vocabulary,
     language: str,
     hotwords: Sequence[str],
@@ -71,19 +73,18 @@ def search(  # noqa: PLR0913, PLR0917  (best_path's arguments and those of a bea
     width: int = 16,
     bonus: float = BONUS,
 ) -> Hypothesis:
-    """The best path with bonus. log_probs [T, tokens], of which the language's compete, as in `search.best_path`.
+    """The best path with bonus, among the tokens that compete in `search.best_path`.
 
     A hotword is a word or phrase; it counts as whole words, whatever the case and the marks between words. A letter, a
     character in NFC and so a vowel sign too, has its `bonus` (nats) once. Hotwords after the first MAX_HOTWORDS, longer
     than MAX_CHARACTERS or that the tokens cannot spell change nothing. `width` paths are kept.
     """
     allowed, blank_id = vocabulary.languages[language], vocabulary.blank_id
-    plain = best_path(log_probs, allowed, blank_id, repeat_gap_frames)
-    ids = np.unique(np.asarray(allowed, dtype=np.int64))
-    reader = _Reader(hotwords, [vocabulary.tokens[token] for token in ids.tolist()], bonus)
-    if not reader.hotwords or not len(log_probs):
+    plain = best_path(emission, allowed, blank_id, repeat_gap_frames)
+    ids, scores = competing(emission, allowed, blank_id)
+    reader = _Reader(hotwords, [vocabulary.tokens[token] for token in ids.tolist()], vocabulary.spelling, bonus)
+    if not reader.hotwords or not len(scores):
         return plain
-    scores = log_probs if len(ids) == log_probs.shape[1] else log_probs[:, ids]
     blank = int(np.searchsorted(ids, blank_id))
     total, path = _best(_frames(scores, blank, repeat_gap_frames), reader, blank, repeat_gap_frames, width)
     # The plain path costs nothing. What is not better than it, beyond rounding, has no claim.
@@ -141,7 +142,7 @@ def _hypothesis(path: Link, scores: LogProbs, ids: NDArray[np.int64], blank: int
     while link is not None:
         link, start, column = link
         if column != blank:
-            last, peak = end, (scores[start:end, column] - np.logaddexp.reduce(scores[start:end], axis=1)).max()
+            last, peak = end, (scores[start:end, column] - log_total(scores[start:end])).max()
             if runs and runs[-1][0] == column and runs[-1][1] - end <= gap_frames:
                 _, _, last, other = runs.pop()
                 peak = max(peak, other)
@@ -158,14 +159,14 @@ class _Reader:
     where they do not.
     """
 
-    def __init__(self, hotwords: Sequence[str], tokens: Sequence[str], bonus: float) -> None:
+    def __init__(self, hotwords: Sequence[str], tokens: Sequence[str], spelling: Spelling, bonus: float) -> None:
         """`tokens`: the spelling of each column; `bonus`: what a letter is worth to who asks."""
         self.bonus = bonus
         short = (hotword for hotword in islice(hotwords, MAX_HOTWORDS) if len(hotword) <= MAX_CHARACTERS)
         self.hotwords = {" ".join(_letters(hotword).split()) for hotword in short} - {""}
         self._beginnings = {hotword[:end] for hotword in self.hotwords for end in range(len(hotword) + 1)}
         self._tokens = tokens
-        self._bytes = _byte_alphabet(tokens)
+        self._spelling = spelling
         self._known: dict[tuple[Context, int], tuple[Context, int]] = {}
 
     def letters(self, columns: Sequence[int]) -> int:
@@ -196,10 +197,10 @@ class _Reader:
         return count - open_letters.bit_count()
 
     def _spell(self, column: int, pending: bytes) -> tuple[str, bytes]:
-        if self._bytes is None:
+        if self._spelling != "bytes":
             return self._tokens[column], b""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(pending + bytes(self._bytes[character] for character in self._tokens[column]))
+        text = decoder.decode(pending + as_bytes(self._tokens[column]))
         return text, decoder.getstate()[0]
 
     def _step(self, beginning: str | None, open_letters: int, character: str) -> tuple[str | None, int, int]:
@@ -235,15 +236,3 @@ def _letters(text: str) -> str:
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     kinds = ((character, unicodedata.category(character)) for character in folded)
     return "".join(character if kind[0] in "LMN" else " " for character, kind in kinds if kind != "Cf")
-
-
-def _byte_alphabet(tokens: Sequence[str]) -> dict[str, int] | None:
-    """The byte of each character where tokens are written as by GPT-2 and Whisper, with "Ġ" for a space; else None.
-
-    Printable bytes stand for themselves, and the others are the characters from 256 on.
-    """
-    characters = set("".join(tokens))
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = (byte for byte in range(256) if byte not in printable)
-    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-    return alphabet if "Ġ" in characters and characters <= alphabet.keys() else None

@@ -13,19 +13,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor import audio, beam, bundle, features, search, segments, transcript
+from predictor import audio, beam, bundle, features, search, segments, transcript, transducer
 from predictor.audio import Pcm, Waveform
 from predictor.bundle import Bundle
-from predictor.engine import BatchRule, Engine
-from predictor.engine.onnx import OnnxEngine
+from predictor.engine import BatchRule, Emission, Engine, Transducer, choice
+from predictor.engine.choice import EngineKind
 from predictor.errors import BadRequest, InvalidBundle
-from predictor.search import LogProbs
+from predictor.search import Decoding, Hypothesis
 from predictor.segments import Window
 from predictor.transcript import Transcript, Word
 
-FAMILY = "ctc"
-FRONT_END = "whisper-log-mel"
 DEFAULT_MAX_AUDIO_SECONDS = 1_800.0
+LEAST_SECONDS = 0.1  # of a window: in less nobody says anything, and models make words of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +34,53 @@ class Recognizer:
     bundle: Bundle
     engine: Engine
     max_audio_seconds: float
+    transducer: Transducer | None = None
 
     @classmethod
     def load(
-        cls, directory: Path, max_audio_seconds: float = DEFAULT_MAX_AUDIO_SECONDS, rule: BatchRule | None = None
+        cls,
+        directory: Path,
+        max_audio_seconds: float = DEFAULT_MAX_AUDIO_SECONDS,
+        rule: BatchRule | None = None,
+        engine: EngineKind = "auto",
     ) -> "Recognizer":
-        """Verify the bundle, load its graph and run it once, so that the first caller waits for nothing.
+        """Verify the bundle, load its graphs and run them once, so that the first caller waits for nothing.
 
         `rule` is how the engine is to be called, where several calls share it. Raises InvalidBundle.
         """
         model = bundle.read(directory)
-        asked = (model.family, model.front_end.kind, model.sample_rate_hz)
-        known = (FAMILY, FRONT_END, features.SAMPLE_RATE_HZ)
-        if asked != known:
-            raise InvalidBundle([f"family, front end and sample rate are {asked}, and {known} is what can be served"])
-        recognizer = cls(model, OnnxEngine(model, rule), max_audio_seconds)
-        recognizer.recognize(Window(0.0, np.zeros(features.SAMPLE_RATE_HZ, np.float32)), None)
+        if model.front_end.kind not in features.FRONT_ENDS or model.sample_rate_hz != features.SAMPLE_RATE_HZ:
+            asked = (model.front_end.kind, model.sample_rate_hz)
+            raise InvalidBundle([f"front end and sample rate are {asked}, which cannot be served"])
+        loaded = choice.load(model, rule, engine)
+        recognizer = cls(model, loaded.engine, max_audio_seconds, loaded.transducer)
+        for decoding in recognizer.decodings:
+            recognizer.recognize(Window(0.0, np.zeros(features.SAMPLE_RATE_HZ, np.float32)), None, decoding=decoding)
         return recognizer
 
-    def transcribe(self, data: bytes, language: str | None = None, hotwords: Sequence[str] = ()) -> Transcript:
+    @property
+    def decodings(self) -> tuple[Decoding, ...]:
+        """The ways in which this model's emissions can be searched."""
+        return ("ctc", "rnnt") if self.transducer else ("ctc",)
+
+    def transcribe(
+        self,
+        data: bytes,
+        language: str | None = None,
+        hotwords: Sequence[str] = (),
+        decoding: Decoding = "ctc",
+    ) -> Transcript:
         """The words in an audio file of any supported format.
 
         Without a `language` it is identified from the first window in which something is said. Raises
         BadRequest, UnsupportedAudio, AudioTooLong, InvalidAudio or InferenceFailed.
         """
-        self.check_language(language)
+        self.check(language, decoding)
         waveform = self.decode(data)
         done: list[Word] = []
         held: list[Word] = []  # of the window before: the next one may have heard its end better
         for window in self.split(waveform):
-            words, language = self.recognize(window, language, hotwords)
+            words, language = self.recognize(window, language, hotwords, decoding)
             if window.overlap_seconds:
                 overlap_end = window.start_seconds + window.overlap_seconds
                 held, words = transcript.stitch(held, words, window.start_seconds, overlap_end)
@@ -72,10 +88,13 @@ class Recognizer:
             held = words
         return transcript.join([*done, *held], language, waveform.duration_seconds)
 
-    def check_language(self, language: str | None) -> None:
+    def check(self, language: str | None, decoding: Decoding = "ctc") -> None:
+        """Raises BadRequest for what this model does not have."""
         if language is not None and language not in self.bundle.languages:
             known = ", ".join(self.bundle.languages)
             raise BadRequest(f"language {language[:20]!r} is not one of this model's: {known}")
+        if decoding not in self.decodings:
+            raise BadRequest("this model has no RNN-T decoder: ask for the decoding 'ctc'")
 
     def decode(self, data: bytes | bytearray | memoryview | Pcm) -> Waveform:
         if isinstance(data, Pcm):
@@ -86,28 +105,42 @@ class Recognizer:
         return segments.split(waveform.samples, self.bundle.max_window_seconds)
 
     def recognize(
-        self, window: Window, language: str | None, hotwords: Sequence[str] = ()
+        self,
+        window: Window,
+        language: str | None,
+        hotwords: Sequence[str] = (),
+        decoding: Decoding = "ctc",
     ) -> tuple[list[Word], str | None]:
         """The words of one window and its language: the given one, or the one identified, or None for silence."""
-        emissions = self.engine.infer(features.pad([self.extract(window)]))
-        return self.search(emissions.log_probs[0, : emissions.lengths[0]], window, language, hotwords)
+        (emission,) = self.engine.infer(features.pad([self.extract(window)]))
+        return self.search(emission, window, language, hotwords, decoding)
 
     def extract(self, window: Window) -> NDArray[np.float32]:
         """Features [mel, T] of a window."""
-        return features.log_mel(window.samples, self.bundle.front_end.mel_bins)
+        return features.extract(window.samples, self.bundle.front_end)
 
     def search(
-        self, log_probs: LogProbs, window: Window, language: str | None, hotwords: Sequence[str] = ()
+        self,
+        emission: Emission,
+        window: Window,
+        language: str | None,
+        hotwords: Sequence[str] = (),
+        decoding: Decoding = "ctc",
     ) -> tuple[list[Word], str | None]:
-        """What `recognize` says, from the log-probabilities [T', tokens] of the window."""
+        """What `recognize` says, from the emission of the window."""
         vocabulary, graph = self.bundle.vocabulary, self.bundle.graph
-        language = language or search.identify(log_probs, vocabulary)
-        if language is None:
-            return [], None
+        language = language or search.identify(emission, vocabulary)
+        if language is None or len(window.samples) < LEAST_SECONDS * features.SAMPLE_RATE_HZ:
+            return [], language
+        hypothesis = self._hypothesis(emission, language, hotwords, decoding)
+        spoken = search.without_prefix(hypothesis, graph.junk_prefix)
+        return transcript.render(spoken, vocabulary, graph.frame_seconds, window.start_seconds), language
+
+    def _hypothesis(self, emission: Emission, language: str, hotwords: Sequence[str], decoding: Decoding) -> Hypothesis:
+        vocabulary, graph = self.bundle.vocabulary, self.bundle.graph
+        ids = vocabulary.languages[language]
+        if decoding == "rnnt" and self.transducer and emission.encoded is not None:
+            return transducer.search(emission.encoded, self.transducer, language, ids)
         if hotwords:
-            hypothesis = beam.search(log_probs, vocabulary, language, hotwords, graph.repeat_gap_frames)
-        else:
-            allowed = vocabulary.languages[language]
-            hypothesis = search.best_path(log_probs, allowed, vocabulary.blank_id, graph.repeat_gap_frames)
-        words = transcript.render(hypothesis, vocabulary, graph.frame_seconds, window.start_seconds)
-        return words, language
+            return beam.search(emission, vocabulary, language, hotwords, graph.repeat_gap_frames)
+        return search.best_path(emission, ids, vocabulary.blank_id, graph.repeat_gap_frames)

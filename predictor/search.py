@@ -6,12 +6,15 @@ Repeats are collapsed first and blanks dropped second: the other order loses eve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from predictor.bundle import Vocabulary
+from predictor.engine import Emission
 
+Decoding = Literal["ctc", "rnnt"]
 LogProbs = NDArray[np.float32]
 
 
@@ -26,23 +29,63 @@ class Hypothesis:
     confidences: NDArray[np.float32]
 
 
-def best_path(log_probs: LogProbs, allowed: Sequence[int], blank_id: int, repeat_gap_frames: int = 0) -> Hypothesis:
-    """The most probable token of each frame, collapsed. log_probs [T, tokens], log-probabilities.
+def best_path(emission: Emission, allowed: Sequence[int], blank_id: int, repeat_gap_frames: int = 0) -> Hypothesis:
+    """The most probable token of each frame, collapsed.
 
     Only `allowed` tokens compete (they must include the blank), and share the whole probability among themselves.
     Emissions of one token with at most `repeat_gap_frames` blank frames between them count as one (0: as CTC defines).
     """
-    ids = np.unique(np.asarray(allowed, dtype=np.int64))
-    scores = log_probs if len(ids) == log_probs.shape[1] else log_probs[:, ids]
-    best = scores.argmax(axis=1) if len(scores) else np.empty(0, np.int64)
-    peaks = np.exp(scores.max(axis=1) - np.logaddexp.reduce(scores, axis=1)) if len(scores) else np.empty(0, np.float32)
+    best, peaks = _best(emission, np.unique(np.asarray(allowed, dtype=np.int64)), blank_id)
     starts = np.flatnonzero(np.diff(best, prepend=-1))
     ends = np.append(starts[1:], len(best))
     confidences = np.maximum.reduceat(peaks, starts) if len(starts) else peaks
-    tokens = ids[best[starts]]
+    tokens = best[starts]
     spoken = tokens != blank_id
     hypothesis = Hypothesis(tokens[spoken], starts[spoken], ends[spoken], confidences[spoken].astype(np.float32))
     return _merged(hypothesis, repeat_gap_frames) if repeat_gap_frames else hypothesis
+
+
+def competing(emission: Emission, allowed: Sequence[int], blank_id: int) -> tuple[NDArray[np.int64], LogProbs]:
+    """The ids of the tokens that compete, in order, and their log-probabilities [T', len(ids)] among all tokens.
+
+    Where an emission knows the likeliest of each frame alone, tokens that are in no frame are left out, and those that
+    are not in this one are at -inf; a frame that knows none of the allowed ones is a blank.
+    """
+    ids = np.unique(np.asarray(allowed, dtype=np.int64))
+    if emission.tokens is None:
+        return ids, emission.log_probs if len(ids) == emission.log_probs.shape[1] else emission.log_probs[:, ids]
+    known = _allowed(emission.tokens, ids)
+    seen = np.union1d(emission.tokens[known], blank_id)
+    scores = np.full((len(known), len(seen)), -np.inf, np.float32)
+    scores[~known.any(axis=1), np.searchsorted(seen, blank_id)] = 0.0
+    scores[np.nonzero(known)[0], np.searchsorted(seen, emission.tokens[known])] = emission.log_probs[known]
+    return seen, scores
+
+
+def log_total(scores: LogProbs) -> NDArray[np.float32]:
+    """log sum exp of each row [T, K], [T]."""
+    top = scores.max(axis=1)
+    return np.asarray(top + np.log(np.exp(scores - top[:, None]).sum(axis=1)))
+
+
+def _best(emission: Emission, ids: NDArray[np.int64], blank_id: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best of these ids in each frame, [T'], and its probability."""
+    if not len(emission.log_probs):
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    if emission.tokens is not None:
+        known = _allowed(emission.tokens, ids)
+        first = known.argmax(axis=1)[:, None]
+        best = np.take_along_axis(emission.tokens, first, axis=1)[:, 0].astype(np.int64)
+        peaks = np.exp(np.take_along_axis(emission.log_probs, first, axis=1)[:, 0])
+        return np.where(known.any(axis=1), best, blank_id), peaks
+    scores = emission.log_probs if len(ids) == emission.log_probs.shape[1] else emission.log_probs[:, ids]
+    return ids[scores.argmax(axis=1)], np.exp(scores.max(axis=1) - log_total(scores))
+
+
+def _allowed(tokens: NDArray[np.int32], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    table = np.zeros(max(int(tokens.max(initial=0)), int(ids[-1])) + 1, np.bool_)
+    table[ids] = True
+    return table[tokens]
 
 
 def _merged(hypothesis: Hypothesis, gap_frames: int) -> Hypothesis:
@@ -56,8 +99,20 @@ def _merged(hypothesis: Hypothesis, gap_frames: int) -> Hypothesis:
     return Hypothesis(tokens[first], starts[first], np.maximum.reduceat(ends, first), confidences)
 
 
-def identify(log_probs: LogProbs, vocabulary: Vocabulary) -> str | None:
+def without_prefix(hypothesis: Hypothesis, prefix: Sequence[int]) -> Hypothesis:
+    """The hypothesis from the first token on that is not of `prefix`, whose tokens may each be there once, in order."""
+    count = 0
+    for token in prefix:
+        count += count < len(hypothesis.tokens) and hypothesis.tokens[count] == token
+    if not count:
+        return hypothesis
+    return Hypothesis(
+        hypothesis.tokens[count:], hypothesis.starts[count:], hypothesis.ends[count:], hypothesis.confidences[count:]
+    )
+
+
+def identify(emission: Emission, vocabulary: Vocabulary) -> str | None:
     """The language whose tokens hold the most of an unrestricted best path; None where nothing was said."""
-    tokens = best_path(log_probs, range(len(vocabulary.tokens)), vocabulary.blank_id).tokens
+    tokens = best_path(emission, range(len(vocabulary.tokens)), vocabulary.blank_id).tokens
     counts = {code: int(np.isin(tokens, ids).sum()) for code, ids in vocabulary.languages.items()}
     return max(counts, key=lambda code: counts[code]) if len(tokens) else None

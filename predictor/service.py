@@ -22,10 +22,12 @@ from predictor.access import Meter
 from predictor.audio import Pcm
 from predictor.cache import CacheKey, TranscriptCache
 from predictor.call import Call
+from predictor.engine import Emission
 from predictor.errors import DeadlineExceeded
 from predictor.models import Model
 from predictor.protocol import Clip
 from predictor.scheduling import Done, Follow, Place, Scheduler
+from predictor.search import Decoding
 from predictor.segments import Window
 from predictor.telemetry import Stage
 from predictor.transcript import Transcript, Word
@@ -85,7 +87,7 @@ class Service:
         return [task.result() for task in tasks]
 
     async def _transcribe(self, call: Call, model: Model, clip: Clip, place: Place) -> Transcript:
-        model.recognizer.check_language(clip.language)
+        model.recognizer.check(clip.language, clip.decoding)
         with telemetry.transcribing(model.digest, clip.language):
             if self._known is None:
                 return await self._transcribe_new(call, model, clip, place)
@@ -139,7 +141,7 @@ class Service:
 
     async def prepare(self, call: Call, model: Model, clip: Clip, place: Place) -> Prepared:
         """Decode and cut a clip, take a place for it, and charge its caller."""
-        model.recognizer.check_language(clip.language)
+        model.recognizer.check(clip.language, clip.decoding)
         queued = time.perf_counter()
         async with within(call):
             prepared = await self.scheduler.prepare(call.caller, _size(clip), _prepare, model, clip, place)
@@ -188,7 +190,7 @@ class Service:
         try:
             for number, window in enumerate(windows):
                 frames = prepared.features if number == 0 else None
-                work = self.recognize(call, model, window, language, clip.hotwords, frames)
+                work = self.recognize(call, model, window, language, clip.hotwords, frames, clip.decoding)
                 if language is None or len(windows) == 1:
                     words, language = await work
                     yield number, words, language
@@ -212,12 +214,13 @@ class Service:
         language: str | None,
         hotwords: Sequence[str] = (),
         frames: NDArray[np.float32] | None = None,
+        decoding: Decoding = "ctc",
     ) -> tuple[list[Word], str | None]:
         """`Recognizer.recognize`, through the scheduler; `frames` are the window's features where they are there."""
         recognizer = model.recognizer
         if frames is None:
             frames = await self.scheduler.prepare(call.caller, window.samples.nbytes, recognizer.extract, window)
-        search = partial(_search, model, window, language, tuple(hotwords))
+        search = partial(_search, model, window, language, tuple(hotwords), decoding)
         done = await self.scheduler.infer(call.caller, recognizer.engine, frames, search)
         self._record_window(call, done, frames)
         return done.value
@@ -252,9 +255,9 @@ def _size(clip: Clip) -> int:
 def _cache_key(model: Model, clip: Clip) -> CacheKey:
     if isinstance(clip.data, Pcm):
         samples = np.ascontiguousarray(clip.data.samples)
-        form = f"{model.digest} {samples.dtype} {clip.data.rate_hz}"
+        form = f"{model.digest} {clip.decoding} {samples.dtype} {clip.data.rate_hz}"
         return cache.key(samples.view(np.uint8).data, form, clip.language, clip.hotwords)
-    return cache.key(memoryview(clip.data), model.digest, clip.language, clip.hotwords)
+    return cache.key(memoryview(clip.data), f"{model.digest} {clip.decoding}", clip.language, clip.hotwords)
 
 
 def _begin(model: Model, clip: Clip, place: Place) -> Prepared | Follow[Heard]:
@@ -263,8 +266,8 @@ def _begin(model: Model, clip: Clip, place: Place) -> Prepared | Follow[Heard]:
     if len(prepared.windows) > 1:
         return prepared
 
-    def finish(log_probs: NDArray[np.float32]) -> Heard:
-        return prepared, *_search(model, prepared.windows[0], clip.language, clip.hotwords, log_probs)
+    def finish(emission: Emission) -> Heard:
+        return prepared, *_search(model, prepared.windows[0], clip.language, clip.hotwords, clip.decoding, emission)
 
     return Follow(model.recognizer.engine, prepared.features, finish)
 
@@ -280,10 +283,15 @@ def _prepare(model: Model, clip: Clip, place: Place) -> Prepared:
     return Prepared(waveform.duration_seconds, windows, frames, bounds, waveform.container)
 
 
-def _search(
-    model: Model, window: Window, language: str | None, hotwords: tuple[str, ...], log_probs: NDArray[np.float32]
+def _search(  # noqa: PLR0913, PLR0917  (a window, and how it is to be heard)
+    model: Model,
+    window: Window,
+    language: str | None,
+    hotwords: tuple[str, ...],
+    decoding: Decoding,
+    emission: Emission,
 ) -> tuple[list[Word], str | None]:
-    return model.recognizer.search(log_probs, window, language, hotwords)
+    return model.recognizer.search(emission, window, language, hotwords, decoding)
 
 
 def _stage(call: Call, name: Stage, began: float, ended: float, **attributes: float) -> None:

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     engine_threads: Annotated[
         int, Field(ge=1, le=1_024, description="windows inferred at once, a core each; default: the cores available")
     ] = Field(default_factory=available_cores)
+    engine: Annotated[
+        Literal["auto", "onnx", "openvino", "torch"],
+        Field(
+            description="what runs the network; auto: the fastest that is installed and that the bundle has files for"
+        ),
+    ] = "auto"
     decode_threads: Annotated[
         int, Field(ge=1, le=1_024, description="files decoded at once, apart from inference; default: as above")
     ] = Field(default_factory=available_cores)

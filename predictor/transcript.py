@@ -9,6 +9,7 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor import spelling
 from predictor.bundle import Vocabulary
 from predictor.search import Hypothesis
 
@@ -50,23 +51,33 @@ class Transcript:
 def render(hypothesis: Hypothesis, vocabulary: Vocabulary, frame_seconds: float, start_seconds: float) -> list[Word]:
     """Spell the tokens of a window that starts `start_seconds` into the recording.
 
-    A space token ends a word, and so does a pause that nobody makes within one: models that learned from single
-    sentences leave the space out between two.
+    A space ends a word. Where tokens are single characters, so does a pause that nobody makes within a word: models
+    that learned from single sentences leave the space out between two.
     """
     starts = start_seconds + hypothesis.starts * frame_seconds
     ends = start_seconds + hypothesis.ends * frame_seconds
-    spelling = [vocabulary.tokens[token] for token in hypothesis.tokens]
-    words, first = [], 0
-    for index, text in enumerate([*spelling, " "]):
-        pause = first < index < len(spelling) and starts[index] - ends[index - 1] > WORD_PAUSE_SECONDS
-        if text != " " and not pause:
-            continue
-        if index > first:
-            confidence = np.exp(np.log(hypothesis.confidences[first:index]).mean())
-            times = (round(float(starts[first]), 3), round(float(ends[index - 1]), 3))
-            words.append(Word("".join(spelling[first:index]), *times, round(float(confidence), 4)))
-        first = index + 1 if text == " " else index
+    logs = np.log(hypothesis.confidences)
+    words: list[Word] = []
+    for text, first, last in _spelled(hypothesis, vocabulary, frame_seconds):
+        times = (round(float(starts[first]), 3), round(float(ends[last]), 3))
+        words.append(Word(text, *times, round(float(np.exp(logs[first : last + 1].mean())), 4)))
     return words
+
+
+def _spelled(hypothesis: Hypothesis, vocabulary: Vocabulary, frame_seconds: float) -> Iterator[tuple[str, int, int]]:
+    """Words, each with the numbers of its first token and its last."""
+    tokens = [vocabulary.tokens[token] for token in hypothesis.tokens]
+    by_character = vocabulary.spelling == "text"
+    pauses = (hypothesis.starts[1:] - hypothesis.ends[:-1]) * frame_seconds > WORD_PAUSE_SECONDS
+    word: list[tuple[str, int, int]] = []
+    for spelt in [*spelling.characters(tokens, vocabulary.spelling), (" ", 0, 0)]:
+        character, first, _ = spelt
+        pause = by_character and word and word[-1][2] < first and pauses[first - 1]
+        if word and (character.isspace() or pause):
+            yield "".join(text for text, _, _ in word), word[0][1], word[-1][2]
+            word = []
+        if not character.isspace():
+            word.append(spelt)
 
 
 def join(words: Sequence[Word], language: str | None, duration_seconds: float) -> Transcript:

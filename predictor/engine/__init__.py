@@ -1,4 +1,4 @@
-"""Batch to Emissions: the one place where a network runs, and what it tells the scheduler about itself."""
+"""Batch to Emissions: the one place where networks run, and what they tell the scheduler about themselves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,17 @@ from predictor.features import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Emissions:
-    """Log-probabilities float32 [B, T', tokens] of which row b is valid for its first `lengths[b]` frames."""
+class Emission:
+    """What the network heard in one utterance of T' frames.
+
+    `log_probs` float32 [T', K] are log-probabilities: of every token where `tokens` is None, else of the K likeliest
+    `tokens` int32 [T', K] of each frame, the likeliest first, within the probability of all. `encoded` float32 [T', D]
+    is the encoder's own output, where a transducer searches in it.
+    """
 
     log_probs: NDArray[np.float32]
-    lengths: NDArray[np.int64]
+    tokens: NDArray[np.int32] | None = None
+    encoded: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +59,33 @@ class BatchRule:
 class Engine(Protocol):
     """A network, loaded. `infer` may be called from several threads, and raises InferenceFailed alone.
 
-    A row's emissions do not depend on the rows beside it.
+    It gives an Emission for each row, which does not depend on the rows beside it.
     """
 
     @property
     def rule(self) -> BatchRule: ...
 
-    def infer(self, batch: Batch) -> Emissions: ...
+    def infer(self, batch: Batch) -> list[Emission]: ...
+
+
+State = tuple[NDArray[np.float32], ...]
+
+
+class Transducer(Protocol):
+    """The prediction and joint networks of an RNN-T, for the search of `predictor.transducer`; for any thread.
+
+    Tokens are a language's own: `blank_id` and what is below it. A frame has at most `max_symbols`. Each raises
+    InferenceFailed alone.
+    """
+
+    blank_id: int
+    max_symbols: int
+
+    def start(self, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An encoder's output [T', D] as the joint network takes it, [T', J]."""
+
+    def predict(self, token: int | None, state: State | None) -> tuple[NDArray[np.float32], State]:
+        """The prediction [J] after one more token (None: at the start), and the state that it leaves."""
+
+    def join(self, frames: NDArray[np.float32], prediction: NDArray[np.float32], language: str) -> NDArray[np.float32]:
+        """Logits [n, blank_id + 1] of frames [n, J] with one prediction [J]."""

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from predictor.bundle import Bundle
-from predictor.engine import BatchRule, Emissions
+from predictor.bundle import Bundle, Graph
+from predictor.engine import BatchRule, Emission
 from predictor.errors import InferenceFailed, InvalidBundle
 from predictor.features import Batch
 
@@ -24,8 +24,11 @@ class OnnxEngine:
 
         `rule` tells the scheduler how to call; whatever it says, rows are run one by one, each at its own length.
         """
+        if not isinstance(bundle.graph, Graph):
+            raise InvalidBundle([f"the family {bundle.family!r} is not one graph"])
         self.rule = rule or BatchRule()
         self._graph = bundle.graph
+        self._outputs = [self._graph.log_probs, *filter(None, [self._graph.tokens])]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -46,31 +49,25 @@ class OnnxEngine:
         wanted = {getattr(self._graph, role): kind for role, kind in _INPUT_TYPES.items()}
         if inputs != wanted:
             raise InvalidBundle([f"{self._graph.file} takes {inputs}, the manifest says {wanted}"])
-        tokens = outputs.get(self._graph.log_probs, [None])[-1]
-        if tokens != len(bundle.vocabulary.tokens):
-            raise InvalidBundle(
-                [f"{self._graph.file} gives {tokens} tokens, {len(bundle.vocabulary.tokens)} are spelt"]
-            )
+        missing = set(self._outputs) - set(outputs)
+        if missing:
+            raise InvalidBundle([f"{self._graph.file} does not give {min(missing)}, which the manifest names"])
+        columns, count = outputs[self._graph.log_probs][-1], len(bundle.vocabulary.tokens)
+        if not self._graph.tokens and columns != count:
+            raise InvalidBundle([f"{self._graph.file} gives {columns} tokens, {count} are spelt"])
 
-    def infer(self, batch: Batch) -> Emissions:
+    def infer(self, batch: Batch) -> list[Emission]:
         """Run the graph over each row at its own length, so that no row depends on another; raises InferenceFailed."""
-        rows = [self._run(row[:, :length]) for row, length in zip(batch.frames, batch.lengths, strict=True)]
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        if len(rows) == 1:
-            return Emissions(rows[0][None], lengths)
-        log_probs = np.zeros((len(rows), int(lengths.max()), rows[0].shape[1]), dtype=np.float32)
-        for padded, row in zip(log_probs, rows, strict=True):
-            padded[: len(row)] = row
-        return Emissions(log_probs, lengths)
+        return [self._run(row[:, :length]) for row, length in zip(batch.frames, batch.lengths, strict=True)]
 
-    def _run(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features [mel, T] to log-probabilities [T', tokens]."""
+    def _run(self, frames: NDArray[np.float32]) -> Emission:
         inputs = {
             self._graph.features: np.ascontiguousarray(frames[None]),
             self._graph.lengths: np.array([frames.shape[1]], dtype=np.int64),
         }
         try:
-            (log_probs,) = self._session.run([self._graph.log_probs], inputs)
+            log_probs, *tokens = self._session.run(self._outputs, inputs)
         except Exception as error:  # as above
             raise InferenceFailed from error
-        return np.asarray(log_probs[0], dtype=np.float32)
+        known = np.asarray(tokens[0][0], dtype=np.int32) if tokens else None
+        return Emission(np.asarray(log_probs[0], dtype=np.float32), known)

@@ -17,6 +17,7 @@ interpreter's lock for long, and none copies a recording that came as bytes.
 from dataclasses import dataclass
 
 from predictor.audio import Pcm
+from predictor.search import Decoding
 
 __all__ = ["MAX_CLIPS", "Clip", "Pcm"]
 
@@ -33,3 +34,4 @@ class Clip:
     data: bytes | bytearray | memoryview | Pcm
     language: str | None = None
     hotwords: tuple[str, ...] = ()
+    decoding: Decoding = "ctc"

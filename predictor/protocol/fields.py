@@ -4,7 +4,9 @@ import binascii
 
 from predictor.beam import phrases
 from predictor.errors import BadRequest
+from predictor.search import Decoding
 
+_DECODINGS: dict[str, Decoding] = {"ctc": "ctc", "greedy": "ctc", "rnnt": "rnnt"}
 _BASE64_PIECE = 1 << 18  # characters, a multiple of four
 
 
@@ -25,10 +27,22 @@ def from_base64(value: object, field: str) -> bytes:
 
 
 def as_language(value: object) -> str | None:
-    """A language's code; None where it is left out or empty. Whether the model has it is the recognizer's business."""
+    """A language's code; None where it is left out, empty or "auto". Whether the model has it is the recognizer's
+    business."""
     if value is None:
         return None
-    return _text(value, "language must be text, such as 'vi'") or None
+    code = _text(value, "language must be text, such as 'vi'")
+    return None if code in ("", "auto") else code
+
+
+def as_decoding(value: object) -> Decoding:
+    """How to search: "greedy" is CTC's way. Whether the model can is the recognizer's business."""
+    if value in (None, ""):
+        return "ctc"
+    name = _text(value, "decoding must be text")
+    if name not in _DECODINGS:
+        raise BadRequest(f"decoding {name[:40]!r} is not offered: {', '.join(_DECODINGS)} are")
+    return _DECODINGS[name]
 
 
 def as_hotwords(value: object) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from predictor import transcript as render
 from predictor.beam import phrases
 from predictor.errors import BadRequest
 from predictor.protocol import Clip
+from predictor.protocol.fields import as_language
 from predictor.protocol.multipart import Form
 from predictor.transcript import Transcript, Word
 
@@ -65,7 +66,7 @@ def read(form: Form) -> Asked:
         raise BadRequest("logprobs can be included in the response_format json alone")
     _check_temperature(form.text("temperature"))
     hints = [form.text("prompt") or "", *form.texts("keywords"), form.text("hotwords") or ""]
-    clip = Clip(form.file("file").data, form.text("language") or None, phrases("\n".join(filter(None, hints))))
+    clip = Clip(form.file("file").data, as_language(form.text("language")), phrases("\n".join(filter(None, hints))))
     return Asked(clip, form.text("model") or "", response_format, granularities, stream, bool(include))
 
 

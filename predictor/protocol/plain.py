@@ -4,7 +4,7 @@
 """
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from predictor import errors
 from predictor.beam import phrases
 from predictor.errors import BadRequest, PredictorError
 from predictor.protocol import MAX_CLIPS, Clip
-from predictor.protocol.fields import as_hotwords, as_language, from_base64
+from predictor.protocol.fields import as_decoding, as_hotwords, as_language, from_base64
 from predictor.protocol.multipart import Form
 from predictor.protocol.payload import parse_json
 from predictor.transcript import Transcript
@@ -48,11 +48,14 @@ class Upload:
 
 
 def read_transcribe(form: Form) -> Upload:
-    """The fields file, model, language, hotwords, and model_type, which is checked and ignored."""
+    """The fields file, model, language, hotwords, decoding, and model_type, which is checked and ignored."""
     if (form.text("model_type") or "onnx") not in _MODEL_TYPES:
         raise BadRequest(f"model_type must be one of {', '.join(_MODEL_TYPES)}")
     hotwords = phrases(form.text("hotwords") or "")
-    return Upload(Clip(form.file("file").data, form.text("language") or None, hotwords), form.text("model") or "")
+    clip = Clip(
+        form.file("file").data, as_language(form.text("language")), hotwords, as_decoding(form.text("decoding"))
+    )
+    return Upload(clip, form.text("model") or "")
 
 
 def write_transcribe(transcript: Transcript, *, processing_seconds: float, model: str, trace_id: str) -> bytes:
@@ -81,10 +84,10 @@ class AsrAsked:
     several: bool
 
 
-def read_asr(body: bytes | bytearray, decodings: Collection[str] = ("ctc", "greedy")) -> AsrAsked:
+def read_asr(body: bytes | bytearray) -> AsrAsked:
     """{"audio_base64", "lang", "decoding", "hotwords"}, all but the first optional; or a list of such objects.
 
-    A list is bare, or under "inputs" or "dataframe_records". `decodings` are what the model can do: greedy is CTC's.
+    A list is bare, or under "inputs" or "dataframe_records".
     """
     value = parse_json(body)
     rows = value
@@ -95,20 +98,17 @@ def read_asr(body: bytes | bytearray, decodings: Collection[str] = ("ctc", "gree
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_CLIPS:
         raise BadRequest(f"the body must be an object with audio_base64, or a list of 1 to {MAX_CLIPS} of them")
     fields = [f"[{index}]." if several else "" for index in range(len(items))]
-    read = [_asr_item(item, field, decodings) for item, field in zip(items, fields, strict=True)]
+    read = [_asr_item(item, field) for item, field in zip(items, fields, strict=True)]
     return AsrAsked([clip for clip, _ in read], [decoding for _, decoding in read], several)
 
 
-def _asr_item(item: object, field: str, decodings: Collection[str]) -> tuple[Clip, str]:
+def _asr_item(item: object, field: str) -> tuple[Clip, str]:
     if not isinstance(item, dict):
         raise BadRequest(f"{field}audio_base64 is missing: every recording is an object that has it")
-    decoding = item.get("decoding") or "ctc"
-    if not isinstance(decoding, str) or decoding not in decodings:
-        if decoding == "rnnt":
-            raise BadRequest("this model has no RNN-T decoder: ask for the decoding 'ctc'")
-        raise BadRequest(f"decoding {str(decoding)[:40]!r} is not offered: {', '.join(decodings)} are")
+    decoding = as_decoding(item.get("decoding"))
     data = from_base64(item.get("audio_base64"), f"{field}audio_base64")
-    return Clip(data, as_language(item.get("lang")), as_hotwords(item.get("hotwords"))), decoding
+    clip = Clip(data, as_language(item.get("lang")), as_hotwords(item.get("hotwords")), decoding)
+    return clip, item.get("decoding") or "ctc"
 
 
 def write_asr(asked: AsrAsked, transcripts: Sequence[Transcript]) -> bytes:

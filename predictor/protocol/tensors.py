@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from predictor.errors import BadRequest
 from predictor.features import SAMPLE_RATE_HZ
 from predictor.protocol import MAX_CLIPS, Clip, Pcm
-from predictor.protocol.fields import as_hotwords, as_language, from_base64
+from predictor.protocol.fields import as_decoding, as_hotwords, as_language, from_base64
 from predictor.protocol.payload import Numbers
 from predictor.protocol.samples import DTYPES, read_samples
 from predictor.transcript import Transcript
@@ -78,7 +78,8 @@ class OutputTensor:
 def read_tensors(tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> list[Clip]:
     """Clips from the `audio` tensor, each with its language and hotwords.
 
-    These come from tensors of as many elements or of one, or else from the request's parameters of the same names.
+    These come from tensors of as many elements or of one, or else from the request's parameters of the same names;
+    `decoding` is a parameter alone.
     """
     named = {tensor.name: tensor for tensor in tensors}
     known = [str(tensor["name"]) for tensor in INPUTS]
@@ -93,7 +94,8 @@ def read_tensors(tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> li
     data = list(_files(audio)) if audio.datatype == "BYTES" else _recordings(audio, parameters)
     languages = _for_each("language", as_language, named, parameters, len(data))
     hotwords = _for_each("hotwords", as_hotwords, named, parameters, len(data))
-    return list(map(Clip, data, languages, hotwords))
+    decoding = as_decoding(parameters.get("decoding"))
+    return [Clip(*each, decoding) for each in zip(data, languages, hotwords, strict=True)]
 
 
 def _files(audio: Tensor) -> Iterator[bytes | memoryview]:

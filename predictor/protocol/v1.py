@@ -6,7 +6,7 @@ import orjson
 
 from predictor.errors import BadRequest
 from predictor.protocol import MAX_CLIPS, Clip
-from predictor.protocol.fields import as_hotwords, as_language, from_base64
+from predictor.protocol.fields import as_decoding, as_hotwords, as_language, from_base64
 from predictor.protocol.payload import parse_json
 from predictor.transcript import Transcript
 
@@ -14,8 +14,8 @@ from predictor.transcript import Transcript
 def read(body: bytes | bytearray, content_type: str) -> list[Clip]:
     """Clips from {"instances": [...]}; of any content type but JSON, the body is one file.
 
-    An instance is base64 text or {"audio": base64, "language": code, "hotwords": text}. Its audio may also be
-    {"b64": base64}, TensorFlow Serving's way to write bytes.
+    An instance is base64 text or {"audio": base64, "language": code, "hotwords": text, "decoding": name}. Its audio may
+    also be {"b64": base64}, TensorFlow Serving's way to write bytes.
     """
     if not is_json(content_type):
         return [Clip(body)]
@@ -38,7 +38,12 @@ def _read_instance(instance: object, field: str) -> Clip:
     audio = instance.get("audio", instance)
     if isinstance(audio, dict):
         audio = audio.get("b64")
-    return Clip(from_base64(audio, field), as_language(instance.get("language")), as_hotwords(instance.get("hotwords")))
+    return Clip(
+        from_base64(audio, field),
+        as_language(instance.get("language")),
+        as_hotwords(instance.get("hotwords")),
+        as_decoding(instance.get("decoding")),
+    )
 
 
 def write(transcripts: Sequence[Transcript]) -> bytes:

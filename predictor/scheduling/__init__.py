@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor import features
-from predictor.engine import Engine
+from predictor.engine import Emission, Engine
 from predictor.errors import InferenceFailed
 from predictor.scheduling.budget import Budget, Place
-from predictor.scheduling.queue import BatchQueue, FairQueue, LogProbs, Task, Utterance
+from predictor.scheduling.queue import BatchQueue, FairQueue, Task, Utterance
 
 __all__ = ["Budget", "Done", "Follow", "Place", "Scheduler"]
 
@@ -64,7 +64,7 @@ class Follow(Generic[T]):
 
     engine: Engine
     frames: NDArray[np.float32]
-    finish: Callable[[LogProbs], T]
+    finish: Callable[[Emission], T]
 
 
 class Scheduler:
@@ -123,7 +123,7 @@ class Scheduler:
         return cast("T | Done[U]", await self.prepare(caller, cost, work, *args))
 
     async def infer(
-        self, caller: str, engine: Engine, frames: NDArray[np.float32], finish: Callable[[LogProbs], T]
+        self, caller: str, engine: Engine, frames: NDArray[np.float32], finish: Callable[[Emission], T]
     ) -> Done[T]:
         """Run the network over features [mel, T] and `finish` over its emissions; raises InferenceFailed."""
         future: asyncio.Future[Done[T]] = asyncio.get_running_loop().create_future()
@@ -234,8 +234,8 @@ class Scheduler:
         self._observe(len(batch), sum(lengths), batch[0].engine.rule.cost(lengths))
         speed = sum(lengths) / (inferred - taken)
         self._speed = speed if math.isinf(self._speed) else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * speed
-        for item, log_probs, length in zip(batch, emissions.log_probs, emissions.lengths, strict=True):
-            finish = partial(_finished, item, log_probs[:length], taken, inferred, len(batch))
+        for item, emission in zip(batch, emissions, strict=True):
+            finish = partial(_finished, item, emission, taken, inferred, len(batch))
             if len(batch) == 1:
                 self._run(item.future, finish)
             else:  # the device would stand still while the rows of a batch are searched one by one
@@ -269,8 +269,8 @@ def _nothing() -> None:
     """The work of a task that is done with."""
 
 
-def _finished(item: Utterance, log_probs: LogProbs, taken: float, inferred: float, rows: int) -> Done[Any]:
-    value = item.finish(log_probs)
+def _finished(item: Utterance, emission: Emission, taken: float, inferred: float, rows: int) -> Done[Any]:
+    value = item.finish(emission)
     return Done(value, item.queued_seconds, taken, inferred, time.perf_counter(), rows)
 
 

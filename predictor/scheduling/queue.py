@@ -12,12 +12,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.engine import Engine
+from predictor.engine import Emission, Engine
 
 _LOOK_AHEAD = 4  # a batch is filled from the next so many times its rows; further down the order, fairness ends
 _TIDY = 64  # entries, besides twice the live ones, that may be left from those who went away
-
-LogProbs = NDArray[np.float32]
 
 
 @dataclass(eq=False, slots=True)
@@ -35,14 +33,14 @@ class Task:
 
 @dataclass(eq=False, slots=True)
 class Utterance:
-    """Features float32 [mel, T] for an engine; `finish` makes a result of their log-probabilities [T', tokens]."""
+    """Features float32 [mel, T] for an engine; `finish` makes a result of their emission."""
 
     caller: str
     cost: float
     future: "asyncio.Future[Any]"
     engine: Engine
     frames: NDArray[np.float32]
-    finish: Callable[[LogProbs], Any]
+    finish: Callable[[Emission], Any]
     queued_seconds: float = field(default_factory=time.perf_counter)
 
 

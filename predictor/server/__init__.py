@@ -30,6 +30,7 @@ from predictor.cache import TranscriptCache
 from predictor.call import DIGEST_HEADER, MODEL_HEADER, REQUEST_ID_HEADER, VERSION_HEADER, Door, refused
 from predictor.edge import CALL, Edge
 from predictor.engine import BatchRule
+from predictor.engine.choice import EngineKind
 from predictor.errors import BadRequest, InvalidBundle, PredictorError
 from predictor.models import Model, Models
 from predictor.recognizer import Recognizer
@@ -43,7 +44,7 @@ from predictor.settings import Settings
 _LOOK_SECONDS = 0.1  # for a signal that came
 _MEGABYTE = 1 << 20
 
-Load = Callable[[Path, float, BatchRule], Recognizer]
+Load = Callable[[Path, float, BatchRule, EngineKind], Recognizer]
 
 logger = logging.getLogger("vani")
 
@@ -166,8 +167,8 @@ def install(app: FastAPI, serving: Serving, repository: Repository, cors_origins
 def serve(settings: Settings, load: Load = Recognizer.load) -> None:
     """Load the bundles, then open the ports, and serve until SIGTERM or SIGINT; requests in flight are finished.
 
-    `load` makes a Recognizer of a directory, a limit in seconds of audio and the rule of calling its engine. Raises
-    InvalidBundle or InvalidKeys before a port is opened.
+    `load` makes a Recognizer of a directory, a limit in seconds of audio, the rule of calling its engine and which it
+    is. Raises InvalidBundle or InvalidKeys before a port is opened.
     """
     keyring = Keyring(settings.api_keys_file) if settings.api_keys_file else None
     tracing.configure()
@@ -211,7 +212,11 @@ async def _stop_together(server: ModelServer, serving: Serving) -> None:
 
 def _serving(settings: Settings, keyring: Keyring | None, load: Load) -> Serving:
     rule = BatchRule(streams=settings.engine_threads)
-    models = Models(lambda directory: load(directory, settings.max_audio_seconds, rule), settings.model_repository)
+
+    def read(directory: Path) -> Recognizer:
+        return load(directory, settings.max_audio_seconds, rule, settings.engine)
+
+    models = Models(read, settings.model_repository)
     for directory in settings.bundle:
         model = models.read(directory, settings.model_name)
         if model.version in models.versions(model.name):

@@ -14,6 +14,7 @@ from predictor.features import SAMPLE_RATE_HZ
 from predictor.live import Dictation
 from predictor.models import Model
 from predictor.protocol import plain
+from predictor.protocol.fields import as_language
 from predictor.segments import Window
 from predictor.server.parts import Serving
 from predictor.transcript import Word
@@ -30,6 +31,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.websocket("/v1/audio/stream")
     async def stream(socket: WebSocket, model: str | None = None, language: str | None = None) -> None:
+        language = as_language(language)
         call: Call = socket.scope[CALL]
         await socket.accept()
         with ExitStack() as held:
@@ -37,11 +39,11 @@ def routes(serving: Serving) -> APIRouter:
                 await _enter(serving, call, socket)
                 held.enter_context(serving.door.admit(call))
                 found = serving.find(call, model or None)
-                found.recognizer.check_language(language or None)
+                found.recognizer.check(language)
                 await socket.send_text(
                     json.dumps({"type": "ready", "model": found.name, "bundle_digest": found.digest})
                 )
-                await _dictate(serving, call, found, socket, language or None)
+                await _dictate(serving, call, found, socket, language)
                 await socket.close()
             except PredictorError as error:
                 refused(error)

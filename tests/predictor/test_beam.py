@@ -12,6 +12,7 @@ from demo import testset
 from predictor import audio, beam, bundle, features, transcript
 from predictor.beam import MAX_CHARACTERS, MAX_HOTWORDS, phrases
 from predictor.bundle import Vocabulary
+from predictor.engine import Emission
 from predictor.engine.onnx import OnnxEngine
 from predictor.search import best_path
 from predictor.settings import EMBEDDED_BUNDLE
@@ -87,7 +88,7 @@ def test_of_all_paths_there_are_a_wide_beam_finds_the_best(problem):
     for path in product(TINY.languages["xx"], repeat=len(log_probs)):
         said, score = _collapse(path, gap), float(log_probs[np.arange(len(path)), path].sum())
         scores[said] = max(score, scores.get(said, -np.inf))
-    found = beam.search(log_probs, TINY, "xx", hotwords, gap, width=10_000, bonus=bonus)
+    found = beam.search(Emission(log_probs), TINY, "xx", hotwords, gap, width=10_000, bonus=bonus)
     best = max(_total(said, scores, hotwords, bonus) for said in scores)
     assert _total(tuple(found.tokens.tolist()), scores, hotwords, bonus) == pytest.approx(best, abs=1e-4)
 
@@ -96,7 +97,7 @@ def test_of_all_paths_there_are_a_wide_beam_finds_the_best(problem):
 @given(_problems(), st.integers(1, 3))
 def test_whatever_is_found_is_told_as_best_path_would(problem, width):
     log_probs, hotwords, gap, bonus = problem
-    found = beam.search(log_probs, TINY, "xx", hotwords, gap, width, bonus)
+    found = beam.search(Emission(log_probs), TINY, "xx", hotwords, gap, width, bonus)
     allowed = log_probs[:, list(TINY.languages["xx"])]
     shares = np.exp(log_probs - np.logaddexp.reduce(allowed, axis=1)[:, None])
     spans = list(zip(found.tokens, found.starts, found.ends, strict=True))
@@ -118,24 +119,24 @@ def test_whatever_is_found_is_told_as_best_path_would(problem, width):
 def test_without_a_hotword_that_can_be_spelt_it_is_best_path_to_the_bit(seed, frames, hotwords, gap):
     log_probs = _normal(np.random.default_rng(seed).normal(0, 2, (frames, 5)))
     hotwords = [word for word in hotwords if not set(unicodedata.normalize("NFKD", word).lower()) & set("ab")]
-    found = beam.search(log_probs, TINY, "xx", hotwords, gap)
-    assert _same(found, best_path(log_probs, TINY.languages["xx"], BLANK, gap))
+    found = beam.search(Emission(log_probs), TINY, "xx", hotwords, gap)
+    assert _same(found, best_path(Emission(log_probs), TINY.languages["xx"], BLANK, gap))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=80) | st.just("a" * 10_000) | st.just(" \t\n"), max_size=20), st.integers(0, 3))
 def test_no_hotword_is_an_error(hotwords, seed):
     log_probs = _normal(np.random.default_rng(seed).normal(0, 2, (20, 5)))
-    assert beam.search(log_probs, TINY, "xx", hotwords).tokens.max(initial=0) < len(TINY.tokens)
+    assert beam.search(Emission(log_probs), TINY, "xx", hotwords).tokens.max(initial=0) < len(TINY.tokens)
 
 
 def test_hotwords_beyond_the_limits_are_not_heard():
     log_probs = _log_probs([3], 5, [(0, 4, 0.45)])
-    assert beam.search(log_probs, TINY, "xx", ["b"]).tokens.tolist() == [4]
+    assert beam.search(Emission(log_probs), TINY, "xx", ["b"]).tokens.tolist() == [4]
     many = [f"{number}" for number in range(10_000)]
-    assert beam.search(log_probs, TINY, "xx", [*many[: MAX_HOTWORDS - 1], "b", *many]).tokens.tolist() == [4]
-    assert beam.search(log_probs, TINY, "xx", [*many, "b"]).tokens.tolist() == [3]
-    assert beam.search(log_probs, TINY, "xx", ["b" + " " * MAX_CHARACTERS]).tokens.tolist() == [3]
+    assert beam.search(Emission(log_probs), TINY, "xx", [*many[: MAX_HOTWORDS - 1], "b", *many]).tokens.tolist() == [4]
+    assert beam.search(Emission(log_probs), TINY, "xx", [*many, "b"]).tokens.tolist() == [3]
+    assert beam.search(Emission(log_probs), TINY, "xx", ["b" + " " * MAX_CHARACTERS]).tokens.tolist() == [3]
 
 
 CHARACTERS = ("", " ", "a", "h", "i", "k", "m", "n", "t", "K", "ị", "-")
@@ -154,10 +155,10 @@ BYTES = (
 
 def _heard(tokens, path, rival, hotwords, bonus=0.5):
     """The text of a path (0 is blank) where another token has 45 % of one frame."""
-    vocabulary = Vocabulary(tokens, 0, {"xx": tuple(range(len(tokens)))})
+    vocabulary = Vocabulary(tokens, 0, {"xx": tuple(range(len(tokens)))}, "bytes" if tokens is BYTES else "pieces")
     ids = [tokens.index(token) for token in path]
     log_probs = _log_probs(ids, len(tokens), [(rival[0], tokens.index(rival[1]), 0.45)])
-    found = beam.search(log_probs, vocabulary, "xx", hotwords, bonus=bonus)
+    found = beam.search(Emission(log_probs), vocabulary, "xx", hotwords, bonus=bonus)
     return "".join(tokens[token] for token in found.tokens)
 
 
@@ -207,24 +208,25 @@ def test_bytes_are_matched_by_the_characters_that_they_make():
 def test_an_echo_within_the_gap_is_part_of_its_token_for_hotwords_too():
     path, rival = [3, BLANK, 3, 4], [(1, 3, 0.01)]
     log_probs = _log_probs(path, 5, rival)
-    assert beam.search(log_probs, TINY, "xx", ["aab"]).tokens.tolist() == [3, 3, 4]
-    assert beam.search(log_probs, TINY, "xx", ["ab"], repeat_gap_frames=1).tokens.tolist() == [3, 4]
-    merged = beam.search(_log_probs([3, BLANK, 3, 3], 5, [(3, 4, 0.4)]), TINY, "xx", ["ab"], repeat_gap_frames=1)
+    assert beam.search(Emission(log_probs), TINY, "xx", ["aab"]).tokens.tolist() == [3, 3, 4]
+    assert beam.search(Emission(log_probs), TINY, "xx", ["ab"], repeat_gap_frames=1).tokens.tolist() == [3, 4]
+    log_probs = _log_probs([3, BLANK, 3, 3], 5, [(3, 4, 0.4)])
+    merged = beam.search(Emission(log_probs), TINY, "xx", ["ab"], repeat_gap_frames=1)
     assert list(zip(merged.tokens, merged.starts, merged.ends, strict=True)) == [(3, 0, 3), (4, 3, 4)]
     assert merged.confidences == pytest.approx([1.0, 0.4], abs=1e-4)
 
 
 def test_only_the_tokens_of_the_language_compete():
     log_probs = _log_probs([0, 3], 5, [(0, 4, 0.3), (1, 0, 0.4)])
-    found = beam.search(log_probs, TINY, "xx", ["bb", "b"])
+    found = beam.search(Emission(log_probs), TINY, "xx", ["bb", "b"])
     assert found.tokens.tolist() == [4, 3]
     assert found.confidences == pytest.approx([1.0, 1.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("hotwords", [[], ["a"], ["a b", "b"]])
 def test_silence_and_nothing_have_no_words(hotwords):
-    assert beam.search(_log_probs([BLANK] * 50, 5), TINY, "xx", hotwords).tokens.tolist() == []
-    assert beam.search(np.empty((0, 5), np.float32), TINY, "xx", hotwords).tokens.tolist() == []
+    assert beam.search(Emission(_log_probs([BLANK] * 50, 5)), TINY, "xx", hotwords).tokens.tolist() == []
+    assert beam.search(Emission(np.empty((0, 5), np.float32)), TINY, "xx", hotwords).tokens.tolist() == []
 
 
 # Words that best_path gets wrong in the test set, clip by clip.
@@ -252,8 +254,8 @@ def heard(model):
     for clip in testset.read():
         if clip.id in MISSED or clip.id in hindi:
             samples = audio.decode((testset.DIRECTORY / clip.audio).read_bytes(), 60.0).samples
-            emissions = engine.infer(features.pad([features.log_mel(samples, model.front_end.mel_bins)]))
-            result.append((clip, emissions.log_probs[0, : emissions.lengths[0]]))
+            (emission,) = engine.infer(features.pad([features.extract(samples, model.front_end)]))
+            result.append((clip, emission.log_probs))
     return result
 
 
@@ -265,7 +267,7 @@ def _text(model, hypothesis):
 def test_real_words_that_were_missed_are_found_once_they_are_expected(model, heard):
     vocabulary, gap = model.vocabulary, model.graph.repeat_gap_frames
     found = {
-        clip.id: _text(model, beam.search(log_probs, vocabulary, "vi", [*OTHERS, MISSED[clip.id]], gap))
+        clip.id: _text(model, beam.search(Emission(log_probs), vocabulary, "vi", [*OTHERS, MISSED[clip.id]], gap))
         for clip, log_probs in heard
         if clip.id in MISSED
     }
@@ -276,9 +278,9 @@ def test_real_words_stay_as_best_path_has_them_where_none_was_expected(model, he
     vocabulary, gap = model.vocabulary, model.graph.repeat_gap_frames
     assert len(heard) == len(MISSED) + 7
     for clip, log_probs in heard:
-        plain = best_path(log_probs, vocabulary.languages[clip.language], vocabulary.blank_id, gap)
+        plain = best_path(Emission(log_probs), vocabulary.languages[clip.language], vocabulary.blank_id, gap)
         for hotwords in ([], OTHERS):
-            assert _same(beam.search(log_probs, vocabulary, clip.language, hotwords, gap), plain)
+            assert _same(beam.search(Emission(log_probs), vocabulary, clip.language, hotwords, gap), plain)
         assert _text(model, plain) != clip.text or clip.language == "hi"
 
 

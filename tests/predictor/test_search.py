@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.bundle import Vocabulary
-from predictor.search import best_path, identify
+from predictor.engine import Emission
+from predictor.search import Hypothesis, best_path, competing, identify, without_prefix
 
 TOKENS = 7
 BLANK = 0
@@ -43,7 +44,7 @@ def _searches(draw):
 
 @given(_searches())
 def test_the_path_is_the_one_of_the_definition(search):
-    found = best_path(*search)
+    found = best_path(Emission(search[0]), *search[1:])
     expected = _slowly(*search)
     assert list(zip(found.tokens, found.starts, found.ends, strict=True)) == [e[:3] for e in expected]
     np.testing.assert_allclose(found.confidences, [e[3] for e in expected], rtol=1e-4)
@@ -52,7 +53,7 @@ def test_the_path_is_the_one_of_the_definition(search):
 @given(_searches())
 def test_tokens_are_allowed_and_spoken_spans_in_order_and_confidences_probabilities(search):
     log_probs, allowed, blank = search
-    found = best_path(log_probs, allowed, blank)
+    found = best_path(Emission(log_probs), allowed, blank)
     assert set(found.tokens.tolist()) <= set(allowed) - {blank}
     assert np.all(found.starts < found.ends)
     assert np.all(found.ends[:-1] <= found.starts[1:])
@@ -77,25 +78,25 @@ def test_tokens_are_allowed_and_spoken_spans_in_order_and_confidences_probabilit
     ],
 )
 def test_repeats_are_collapsed_before_blanks_are_dropped(path, tokens, starts, ends):
-    found = best_path(_log_probs(path), range(TOKENS), BLANK)
+    found = best_path(Emission(_log_probs(path)), range(TOKENS), BLANK)
     assert (found.tokens.tolist(), found.starts.tolist(), found.ends.tolist()) == (tokens, starts, ends)
 
 
 def test_a_token_that_is_not_allowed_gives_its_place_to_the_best_that_is():
     log_probs = np.log(np.array([[0.1, 0.6, 0.3]], dtype=np.float32))
-    found = best_path(log_probs, [0, 2], BLANK)
+    found = best_path(Emission(log_probs), [0, 2], BLANK)
     assert found.tokens.tolist() == [2]
     assert found.confidences == pytest.approx([0.75])  # of what the allowed share
 
 
 def test_the_order_in_which_all_tokens_are_allowed_does_not_matter():
     log_probs = _log_probs([3, 0, 4, 4, 5])
-    assert best_path(log_probs, [6, 5, 4, 3, 2, 1, 0], BLANK).tokens.tolist() == [3, 4, 5]
+    assert best_path(Emission(log_probs), [6, 5, 4, 3, 2, 1, 0], BLANK).tokens.tolist() == [3, 4, 5]
 
 
 def test_confidence_is_the_highest_probability_of_the_run():
     log_probs = np.log(np.array([[0.4, 0.6], [0.1, 0.9], [0.3, 0.7]], dtype=np.float32))
-    assert best_path(log_probs, range(2), BLANK).confidences == pytest.approx([0.9])
+    assert best_path(Emission(log_probs), range(2), BLANK).confidences == pytest.approx([0.9])
 
 
 LANGUAGES = Vocabulary(("_", " ", "a", "b", "ư", "क", "ख"), BLANK, {"vi": (0, 1, 2, 3, 4), "hi": (0, 1, 5, 6)})
@@ -113,7 +114,7 @@ LANGUAGES = Vocabulary(("_", " ", "a", "b", "ư", "क", "ख"), BLANK, {"vi": (
     ],
 )
 def test_the_language_is_the_one_that_holds_most_tokens_and_none_for_silence(path, language):
-    assert identify(_log_probs(path), LANGUAGES) == language
+    assert identify(Emission(_log_probs(path)), LANGUAGES) == language
 
 
 def test_an_echo_within_the_gap_is_part_of_its_token_and_a_repeat_beyond_it_is_not():
@@ -121,10 +122,61 @@ def test_an_echo_within_the_gap_is_part_of_its_token_and_a_repeat_beyond_it_is_n
     path = [a, blank, a, a, blank, blank, a, b, blank, b]
     log_probs = np.log(np.full((len(path), 3), 0.1, np.float32))
     log_probs[np.arange(len(path)), path] = np.log(0.8)
-    exact = best_path(log_probs, range(3), blank)
+    exact = best_path(Emission(log_probs), range(3), blank)
     assert exact.tokens.tolist() == [a, a, a, b, b]
-    merged = best_path(log_probs, range(3), blank, repeat_gap_frames=1)
+    merged = best_path(Emission(log_probs), range(3), blank, repeat_gap_frames=1)
     assert merged.tokens.tolist() == [a, a, b]
     assert merged.starts.tolist() == [0, 6, 7]
     assert merged.ends.tolist() == [4, 7, 10]
-    assert best_path(log_probs[:0], range(3), blank, repeat_gap_frames=1).tokens.tolist() == []
+    assert best_path(Emission(log_probs[:0]), range(3), blank, repeat_gap_frames=1).tokens.tolist() == []
+
+
+# Emissions that know the likeliest tokens of each frame alone
+
+
+def _likeliest(log_probs, count):
+    tokens = np.argsort(-log_probs, axis=1, kind="stable")[:, :count].astype(np.int32)
+    return Emission(np.take_along_axis(log_probs, tokens, axis=1), tokens)
+
+
+@given(_searches(), st.integers(1, TOKENS))
+def test_the_likeliest_tokens_are_enough_for_the_best_path_of_all(search, count):
+    log_probs, _, blank = search
+    found = best_path(_likeliest(log_probs, count), range(TOKENS), blank)
+    whole = best_path(Emission(log_probs), range(TOKENS), blank)
+    assert (found.tokens.tolist(), found.starts.tolist()) == (whole.tokens.tolist(), whole.starts.tolist())
+    np.testing.assert_allclose(found.confidences, whole.confidences, rtol=1e-4)
+
+
+@given(_searches())
+def test_of_all_tokens_in_another_order_the_path_is_the_same(search):
+    log_probs, allowed, blank = search
+    found = best_path(_likeliest(log_probs, TOKENS), allowed, blank)
+    whole = best_path(Emission(log_probs), allowed, blank)
+    assert found.tokens.tolist() == whole.tokens.tolist()
+
+
+def test_a_frame_that_knows_no_allowed_token_is_a_blank():
+    emission = Emission(np.log(np.float32([[0.9], [0.8]])), np.int32([[3], [4]]))
+    assert best_path(emission, [BLANK, 4], BLANK).tokens.tolist() == [4]
+    ids, scores = competing(emission, [BLANK, 4], BLANK)
+    assert ids.tolist() == [BLANK, 4]
+    assert scores.argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "left"),
+    [
+        ([5, 6, 1], [1]),
+        ([5, 1], [1]),
+        ([6, 1], [1]),
+        ([6, 5, 1], [5, 1]),
+        ([1, 5, 6], [1, 5, 6]),
+        ([5, 6], []),
+        ([], []),
+    ],
+)
+def test_a_prefix_is_taken_away_by_its_ids_each_of_them_once_and_in_order(tokens, left):
+    count = np.arange(len(tokens))
+    hypothesis = Hypothesis(np.array(tokens, np.int64), count, count + 1, np.ones(len(tokens), np.float32))
+    assert without_prefix(hypothesis, (5, 6)).tokens.tolist() == left

@@ -27,6 +27,7 @@ def test_an_empty_environment_gives_the_documented_defaults():
         "bundle": (settings.EMBEDDED_BUNDLE,),
         "model_name": None,
         "model_repository": None,
+        "engine": "auto",
         "http_port": 8080,
         "grpc_port": 8081,
         "engine_threads": cores,

@@ -25,8 +25,8 @@ def form(**fields):
     return Form({name: [text] for name, text in fields.items()}, {"file": File("a.wav", "", memoryview(b"RIFF"))})
 
 
-def read_asr(value, *decodings):
-    return plain.read_asr(json.dumps(value).encode(), *decodings)
+def read_asr(value):
+    return plain.read_asr(json.dumps(value).encode())
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_language_and_decoding_may_be_left_out():
     )
 
 
-def test_rnnt_is_asked_for_where_the_model_has_it():
-    with pytest.raises(BadRequest, match="no RNN-T"):
-        read_asr(ITEM | {"decoding": "rnnt"})
-    assert read_asr(ITEM | {"decoding": "rnnt"}, ("ctc", "greedy", "rnnt")).decodings == ["rnnt"]
+def test_a_decoding_is_kept_for_the_answer_and_told_the_recognizer():
+    asked = [read_asr(ITEM | {"decoding": decoding}) for decoding in ("ctc", "greedy", "rnnt")]
+    assert [each.decodings for each in asked] == [["ctc"], ["greedy"], ["rnnt"]]
+    assert [each.clips[0].decoding for each in asked] == ["ctc", "ctc", "rnnt"]
 
 
 def test_a_request_holds_one_to_64_recordings():

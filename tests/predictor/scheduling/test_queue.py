@@ -194,7 +194,7 @@ def test_what_nobody_waits_for_is_let_go_before_its_turn(loop):
 
 def _utterance(loop, engine, length=100, caller="a", queued_seconds=0.0):
     frames = np.zeros((1, length), np.float32)
-    return Utterance(caller, length, loop.create_future(), engine, frames, lambda log_probs: None, queued_seconds)
+    return Utterance(caller, length, loop.create_future(), engine, frames, lambda emission: None, queued_seconds)
 
 
 def _lengths(batch):

@@ -18,7 +18,7 @@ import pytest
 
 from demo import testset
 from predictor import features
-from predictor.engine import BatchRule, Emissions
+from predictor.engine import BatchRule
 from predictor.errors import InferenceFailed, InvalidAudio, Overloaded
 from predictor.recognizer import Recognizer
 from predictor.scheduling import Follow, Scheduler
@@ -98,8 +98,8 @@ def _frames(length, like=80):
     return np.zeros((like, length), np.float32)
 
 
-def _shape(log_probs):
-    return log_probs.shape
+def _shape(emission):
+    return emission.log_probs.shape
 
 
 def _alive(scheduler):
@@ -325,8 +325,7 @@ async def test_an_engine_that_answers_with_too_few_rows_fails_its_batch_alone(sc
 
     class Short:
         def infer(self, batch):
-            made = whole(batch)
-            return Emissions(made.log_probs[:1], made.lengths[:1])
+            return whole(batch)[:1]
 
     held._engine = Short()
     results = await asyncio.gather(*(_begin(one, held, 100) for _ in range(2)), return_exceptions=True)
@@ -348,7 +347,8 @@ async def test_a_watcher_that_fails_does_not_end_the_thread(scheduler, engine):
 @pytest.mark.parametrize("rows", [1, 3])
 async def test_a_search_that_fails_fails_its_own_utterance_alone(scheduler, engine, rows):
     one, held = scheduler(), engine(ROWS(max_rows=rows, wait_seconds=FOR_EVER))
-    tasks = [_begin(one, held, 100, finish=finish) for finish in (_shape, lambda log_probs: log_probs["none"], _shape)]
+    finishes = (_shape, lambda emission: emission.log_probs["none"], _shape)
+    tasks = [_begin(one, held, 100, finish=finish) for finish in finishes]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(r).__name__ for r in results] == ["Done", "IndexError", "Done"]
     assert all(_alive(one))
@@ -419,8 +419,8 @@ async def _recognized(scheduler, recognizer, engine, spoken):
         return await asyncio.gather(*(one(n, window, frames) for n, (window, frames) in enumerate(spoken)))
 
 
-def _search(recognizer, window, log_probs):
-    return recognizer.search(log_probs, window, None)
+def _search(recognizer, window, emission):
+    return recognizer.search(emission, window, None)
 
 
 @pytest.fixture(scope="module")
@@ -455,15 +455,15 @@ async def test_a_transcript_is_the_same_whatever_the_batch(  # noqa: PLR0917  (f
 def test_emissions_do_not_depend_on_the_rows_beside_them(recognizer, spoken):
     few = [frames for _, frames in spoken[:6]]
     together = recognizer.engine.infer(features.pad(few))
-    for row, length, frames in zip(together.log_probs, together.lengths, few, strict=True):
-        by_itself = recognizer.engine.infer(features.pad([frames]))
-        np.testing.assert_array_equal(row[:length], by_itself.log_probs[0])
+    for emission, frames in zip(together, few, strict=True):
+        (by_itself,) = recognizer.engine.infer(features.pad([frames]))
+        np.testing.assert_array_equal(emission.log_probs, by_itself.log_probs)
 
 
 # Work that goes on to the engine without a way back to the event loop
 
 
-def _name(_log_probs):
+def _name(_emission):
     return threading.current_thread().name
 
 

@@ -1,0 +1,1 @@
+"""How a model becomes the model in production. `python -m pipelines --help` lists the steps."""

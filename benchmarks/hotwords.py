@@ -27,6 +27,7 @@ from predictor import beam, bundle, features, transcript
 from predictor.bundle import Bundle
 from predictor.engine import Emission
 from predictor.engine.onnx import OnnxEngine
+from predictor.hotwords import MAX_HOTWORDS
 from predictor.search import Hypothesis, best_path
 from predictor.settings import EMBEDDED_BUNDLE
 
@@ -158,7 +159,7 @@ def cost_cases(model: Bundle, parts: Sequence[Utterance]) -> dict[str, Callable[
 
     cases: dict[str, Callable[[], object]] = {"best_path": plain, "beam, no hotwords": partial(biased, 0, 16)}
     cases |= {f"beam of {width}, {DISTRACTORS} hotwords": partial(biased, DISTRACTORS, width) for width in WIDTHS}
-    return cases | {f"beam of 16, {beam.MAX_HOTWORDS} hotwords": partial(biased, beam.MAX_HOTWORDS, 16)}
+    return cases | {f"beam of 16, {MAX_HOTWORDS} hotwords": partial(biased, MAX_HOTWORDS, 16)}
 
 
 def cost(model: Bundle, parts: Sequence[Utterance], rounds: int) -> Table:

@@ -1,79 +1,60 @@
-"""Emissions and hotwords to a Hypothesis: the best CTC path once the letters of hotwords have their bonus.
+"""Emissions to a Hypothesis by what a text earns: the best CTC path with hotwords, a language model, or both.
 
-    score of a path = the log-probabilities of its frames + the bonus for each letter of its text that lies in a hotword
+    score of a path = the log-probabilities of its frames + what the readers pay for its text
 
-Out comes what `search.best_path` finds, unless hotwords pay for another path. This is shallow-fusion biasing (Zhao et
-al. 2019) as icefall and sherpa do it: a match has its bonus letter by letter, so that the beam keeps it until its end,
-and gives it back where it breaks. What tokens spell is matched, so that it does not matter how a model cuts words.
-Paths with the same future are merged by their maximum, not their sum: with no language model the search is then exact
-but for what the beam drops, and equal to best_path where there is no bonus.
+Out comes what `search.best_path` finds, unless the readers pay for another path. Paths with the same future are merged
+by their maximum, not their sum: the search is then exact but for what the beam drops, and equal to best_path where
+nothing is paid.
 """
 
-import codecs
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Hashable, Iterator, Sequence
 from heapq import nlargest
-from itertools import islice, pairwise
+from itertools import pairwise
 from operator import itemgetter
-from typing import Optional
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.bundle import Spelling, Vocabulary
+from predictor.bundle import Vocabulary
 from predictor.engine import Emission
+from predictor.hotwords import BONUS, Hotwords
+from predictor.language_model import LanguageModel, Sentence
 from predictor.search import Hypothesis, LogProbs, best_path, competing, log_total
-from predictor.spelling import as_bytes
 
-BONUS = 0.5  # nats a letter: benchmarks/hotwords.py chose it, on the odd clips of the test set
 MARGIN = 8.0  # nats: what is further below the best token of its frame does not compete there
 FRAME_TOKENS = 8  # that compete in a frame
-MAX_HOTWORDS = 100
-MAX_CHARACTERS = 60  # of a hotword
-_NAME_WORDS = 6  # "thành phố Hồ Chí Minh" has five; a phrase of more is a sentence
-_LEAST_LETTERS = 3  # of a sentence's word: shorter ones are mostly grammar, and sound like much else
-_SEPARATORS = re.compile(r'[,;\n\r!?…"“”()\[\]।॥،؛؟۔᱾꯫]|[.:](?!\w)')
+WIDTH = 16
 
 # A path's last change: the one before, the frame from which on it stays in a column of the scores, and that column.
 Link = tuple[Optional["Link"], int, int]
-# What was read: the longest end of the text that begins a hotword, None inside a word that does not; which of its
-# characters, a bit each, are letters of no whole hotword yet; the bytes of an unfinished character.
-Context = tuple[str | None, int, bytes]
-NOTHING: Context = ("", 0, b"")
 # What a path's future depends on: what was read, the last token's column (-1: any may follow as a new one), the blanks.
-State = tuple[Context, int, int]
+State = tuple[Hashable, int, int]
 Frame = tuple[int, list[tuple[int, float]]]  # its number, and the columns that compete with their costs: 0 for the best
 
 
-def phrases(prompt: str) -> tuple[str, ...]:
-    """The hotwords in a prompt: what stands between punctuation marks or line ends, at most MAX_HOTWORDS, in order.
+class Reader(Protocol):
+    """Reads a text token by token and pays for it, in nats. A context is all that what follows depends on."""
 
-    A phrase of more than six words is taken for running text, and its words of three or more letters are hotwords each.
-    Duplicates and what is longer than MAX_CHARACTERS are left out.
-    """
-    size = MAX_HOTWORDS * (MAX_CHARACTERS + 2)
-    known = prompt if len(prompt) <= size else prompt[:size].rpartition(" ")[0]
-    found: dict[str, str] = {}
-    for words in map(str.split, _SEPARATORS.split(known)):
-        parts = [" ".join(words)] if len(words) <= _NAME_WORDS else [w for w in words if len(w) >= _LEAST_LETTERS]
-        for part in parts:
-            if len(part) <= MAX_CHARACTERS:
-                found.setdefault(_letters(part).strip(), part)
-    return tuple(islice((part for letters, part in found.items() if letters), MAX_HOTWORDS))
+    @property
+    def start(self) -> Any: ...  # noqa: ANN401  (a context is its reader's business)
+
+    def read(self, context: Any, column: int) -> tuple[Any, float]: ...  # noqa: ANN401
+
+    def end(self, context: Any) -> float: ...  # noqa: ANN401
 
 
 def search(  # noqa: PLR0913, PLR0917  (best_path's arguments and those of a beam)
     emission: Emission,
     vocabulary: Vocabulary,
     language: str,
-    hotwords: Sequence[str],
+    hotwords: Sequence[str] = (),
     repeat_gap_frames: int = 0,
-    width: int = 16,
+    width: int = WIDTH,
     bonus: float = BONUS,
+    model: LanguageModel | None = None,
 ) -> Hypothesis:
-    """The best path with bonus, among the tokens that compete in `search.best_path`.
+    """The best path with what it earns, among the tokens that compete in `search.best_path`.
 
     A hotword is a word or phrase; it counts as whole words, whatever the case and the marks between words. A letter, a
     character in NFC and so a vowel sign too, has its `bonus` (nats) once. Hotwords after the first MAX_HOTWORDS, longer
@@ -82,14 +63,45 @@ def search(  # noqa: PLR0913, PLR0917  (best_path's arguments and those of a bea
     allowed, blank_id = vocabulary.languages[language], vocabulary.blank_id
     plain = best_path(emission, allowed, blank_id, repeat_gap_frames)
     ids, scores = competing(emission, allowed, blank_id)
-    reader = _Reader(hotwords, [vocabulary.tokens[token] for token in ids.tolist()], vocabulary.spelling, bonus)
-    if not reader.hotwords or not len(scores):
+    tokens = [vocabulary.tokens[token] for token in ids.tolist()]
+    readers: list[Reader] = []
+    expected = Hotwords(hotwords, tokens, vocabulary.spelling, bonus)
+    if expected.hotwords:
+        readers.append(expected)
+    if model:
+        readers.append(Sentence(model, tokens, vocabulary.spelling))
+    if not readers or not len(scores):
         return plain
+    reader = readers[0] if len(readers) == 1 else _Together(readers)
     blank = int(np.searchsorted(ids, blank_id))
     total, path = _best(_frames(scores, blank, repeat_gap_frames), reader, blank, repeat_gap_frames, width)
     # The plain path costs nothing. What is not better than it, beyond rounding, has no claim.
-    claim = total > bonus * reader.letters(np.searchsorted(ids, plain.tokens).tolist()) + 1e-6
+    claim = total > _earned(reader, np.searchsorted(ids, plain.tokens).tolist()) + 1e-6
     return _hypothesis(path, scores, ids, blank, repeat_gap_frames) if claim else plain
+
+
+class _Together:
+    """Several readers of one text."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._readers = readers
+        self.start = tuple(reader.start for reader in readers)
+
+    def read(self, context: tuple[Any, ...], column: int) -> tuple[tuple[Any, ...], float]:
+        read = [reader.read(part, column) for reader, part in zip(self._readers, context, strict=True)]
+        return tuple(part for part, _ in read), sum(paid for _, paid in read)
+
+    def end(self, context: tuple[Any, ...]) -> float:
+        return sum(reader.end(part) for reader, part in zip(self._readers, context, strict=True))
+
+
+def _earned(reader: Reader, columns: Sequence[int]) -> float:
+    """What is paid for a whole text."""
+    context, total = reader.start, 0.0
+    for column in columns:
+        context, paid = reader.read(context, column)
+        total += paid
+    return total + reader.end(context)
 
 
 def _frames(scores: LogProbs, blank: int, gap_frames: int) -> Iterator[Frame]:
@@ -101,20 +113,20 @@ def _frames(scores: LogProbs, blank: int, gap_frames: int) -> Iterator[Frame]:
         near[crowded] = False
         near[crowded, best] = True
     rows, columns = np.nonzero(near)
-    competing = list(zip(columns.tolist(), (scores[rows, columns] - top[rows]).tolist(), strict=True))
+    near_the_top = list(zip(columns.tolist(), (scores[rows, columns] - top[rows]).tolist(), strict=True))
     bounds = np.searchsorted(rows, np.arange(len(scores) + 1)).tolist()
     alone, run = -1, 0
     for frame, (first, end) in enumerate(pairwise(bounds)):
-        column = competing[first][0] if end - first == 1 else -1
+        column = near_the_top[first][0] if end - first == 1 else -1
         run = run + 1 if column == alone else 1
         alone = column
         if column < 0 or run <= (gap_frames + 1 if column == blank else 1):
-            yield frame, competing[first:end]
+            yield frame, near_the_top[first:end]
 
 
-def _best(frames: Iterator[Frame], reader: "_Reader", blank: int, gap_frames: int, width: int) -> tuple[float, Link]:
-    """The best path, and by how much its score is above the plain path's without bonus."""
-    beam: dict[State, tuple[float, Link]] = {(NOTHING, -1, 0): (0.0, (None, 0, blank))}
+def _best(frames: Iterator[Frame], reader: Reader, blank: int, gap_frames: int, width: int) -> tuple[float, Link]:
+    """The best path, and by how much its score is above the plain path's, which earns nothing."""
+    beam: dict[State, tuple[float, Link]] = {(reader.start, -1, 0): (0.0, (None, 0, blank))}
     for frame, tokens in frames:
         grown: dict[State, tuple[float, Link]] = {}
         for (context, last, blanks), (score, link) in beam.items():
@@ -124,13 +136,13 @@ def _best(frames: Iterator[Frame], reader: "_Reader", blank: int, gap_frames: in
                     state = (context, last, blanks + 1) if last >= 0 and blanks < gap_frames else (context, -1, 0)
                 else:
                     if column != last:
-                        after, letters = reader.read(context, column)
-                        total += reader.bonus * letters
+                        after, paid = reader.read(context, column)
+                        total += paid
                     state = (after, column, 0)
                 if state not in grown or total > grown[state][0]:
                     grown[state] = total, link if link[2] == column else (link, frame, column)
         beam = grown if len(grown) <= width else dict(nlargest(width, grown.items(), key=lambda item: item[1][0]))
-    ended = ((score + reader.bonus * reader.end(context), link) for (context, _, _), (score, link) in beam.items())
+    ended = ((score + reader.end(context), link) for (context, _, _), (score, link) in beam.items())
     return max(ended, key=itemgetter(0))
 
 
@@ -150,89 +162,3 @@ def _hypothesis(path: Link, scores: LogProbs, ids: NDArray[np.int64], blank: int
         end = start
     columns, starts, ends, peaks = (np.array(values) for values in zip(*reversed(runs), strict=True))
     return Hypothesis(ids[columns], starts, ends, np.exp(peaks).astype(np.float32))
-
-
-class _Reader:
-    """Reads the spelling of one token after another, and counts the letters that lie in hotwords.
-
-    Letters count as they come, as long as they may become a whole hotword, and are taken back, as a negative count,
-    where they do not.
-    """
-
-    def __init__(self, hotwords: Sequence[str], tokens: Sequence[str], spelling: Spelling, bonus: float) -> None:
-        """`tokens`: the spelling of each column; `bonus`: what a letter is worth to who asks."""
-        self.bonus = bonus
-        short = (hotword for hotword in islice(hotwords, MAX_HOTWORDS) if len(hotword) <= MAX_CHARACTERS)
-        self.hotwords = {" ".join(_letters(hotword).split()) for hotword in short} - {""}
-        self._beginnings = {hotword[:end] for hotword in self.hotwords for end in range(len(hotword) + 1)}
-        self._tokens = tokens
-        self._spelling = spelling
-        self._known: dict[tuple[Context, int], tuple[Context, int]] = {}
-
-    def letters(self, columns: Sequence[int]) -> int:
-        """How many letters of a whole text lie in hotwords."""
-        context, count = NOTHING, 0
-        for column in columns:
-            context, more = self.read(context, column)
-            count += more
-        return count + self.end(context)
-
-    def read(self, context: Context, column: int) -> tuple[Context, int]:
-        """The context after one more token, and the letters that it adds or takes back."""
-        known = self._known.get((context, column))
-        if known is None:
-            beginning, open_letters, pending = context
-            text, pending = self._spell(column, pending)
-            count = 0
-            for character in _letters(text):
-                beginning, open_letters, more = self._step(beginning, open_letters, character)
-                count += more
-            known = self._known[context, column] = (beginning, open_letters, pending), count
-        return known
-
-    def end(self, context: Context) -> int:
-        """What the end of the text adds or takes back: it ends a word, and nothing may become whole any more."""
-        beginning, open_letters, _ = context
-        _, open_letters, count = self._step(beginning, open_letters, " ")
-        return count - open_letters.bit_count()
-
-    def _spell(self, column: int, pending: bytes) -> tuple[str, bytes]:
-        if self._spelling != "bytes":
-            return self._tokens[column], b""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(pending + as_bytes(self._tokens[column]))
-        return text, decoder.getstate()[0]
-
-    def _step(self, beginning: str | None, open_letters: int, character: str) -> tuple[str | None, int, int]:
-        if beginning is None:
-            return ("" if character == " " else None), 0, 0
-        before, whole = open_letters.bit_count(), 0
-        if character == " ":
-            if not beginning or beginning[-1] == " ":
-                return beginning, open_letters, 0
-            ended = open_letters & _last_bits(_longest_end(beginning, self.hotwords))
-            open_letters ^= ended
-            whole = ended.bit_count()
-        after = _longest_end(beginning + character, self._beginnings)
-        open_letters = (open_letters << 1 | (character != " ")) & _last_bits(after)
-        return after, open_letters, whole + open_letters.bit_count() - before
-
-
-def _longest_end(text: str, known: AbstractSet[str]) -> str | None:
-    """The longest end of the text that starts a word and is known (Aho and Corasick's failure links, unrolled)."""
-    while text not in known:
-        _, space, text = text.partition(" ")
-        if not space:
-            return None
-    return text
-
-
-def _last_bits(text: str | None) -> int:
-    return (1 << len(text or "")) - 1
-
-
-def _letters(text: str) -> str:
-    """Letters, marks and digits in NFC without case; a space for what parts words; nothing for joiners and the like."""
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    kinds = ((character, unicodedata.category(character)) for character in folded)
-    return "".join(character if kind[0] in "LMN" else " " for character, kind in kinds if kind != "Cf")

@@ -54,7 +54,8 @@ class Graph:
     are stored; `repeat_gap_frames` is how many blank frames may part two emissions of one spoken token (see
     `search.best_path`), measured for each network, 0 where plain CTC is right; `junk_prefix` are tokens that the
     network says before the text: each at most once, in this order, any of them left out. `weights` (safetensors, for
-    the PyTorch engine), `ir` (OpenVINO's) and `language_models` (KenLM, by language) are files, where there are any.
+    the PyTorch engine), `ir` (OpenVINO's) and `language_models` (KenLM, by language) are files, where there are any;
+    for `language_model_weight` and `word_bonus` see `predictor.language_model`.
     """
 
     file: str
@@ -69,6 +70,8 @@ class Graph:
     weights: str = ""
     ir: str = ""
     language_models: dict[str, str] = field(default_factory=dict)
+    language_model_weight: float = 0.5
+    word_bonus: float = 1.0
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -96,6 +99,8 @@ class ConformerGraphs:
     repeat_gap_frames: int = 0
     junk_prefix: tuple[int, ...] = ()
     language_models: dict[str, str] = field(default_factory=dict)
+    language_model_weight: float = 0.5
+    word_bonus: float = 1.0
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ The command line, the server and the evaluation all go through this class, so wh
 first two call `transcribe`, the server calls the same steps one by one, from its own threads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from predictor.bundle import Bundle
 from predictor.engine import BatchRule, Emission, Engine, Transducer, choice
 from predictor.engine.choice import EngineKind
 from predictor.errors import BadRequest, InvalidBundle
+from predictor.language_model import LanguageModel
 from predictor.search import Decoding, Hypothesis
 from predictor.segments import Window
 from predictor.transcript import Transcript, Word
@@ -35,6 +36,7 @@ class Recognizer:
     engine: Engine
     max_audio_seconds: float
     transducer: Transducer | None = None
+    language_models: Mapping[str, LanguageModel] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -53,7 +55,12 @@ class Recognizer:
             asked = (model.front_end.kind, model.sample_rate_hz)
             raise InvalidBundle([f"front end and sample rate are {asked}, which cannot be served"])
         loaded = choice.load(model, rule, engine)
-        recognizer = cls(model, loaded.engine, max_audio_seconds, loaded.transducer)
+        graph = model.graph
+        language_models = {
+            language: LanguageModel.load(model.path(file), graph.language_model_weight, graph.word_bonus)
+            for language, file in graph.language_models.items()
+        }
+        recognizer = cls(model, loaded.engine, max_audio_seconds, loaded.transducer, language_models)
         for decoding in recognizer.decodings:
             recognizer.recognize(Window(0.0, np.zeros(features.SAMPLE_RATE_HZ, np.float32)), None, decoding=decoding)
         return recognizer
@@ -141,6 +148,8 @@ class Recognizer:
         ids = vocabulary.languages[language]
         if decoding == "rnnt" and self.transducer and emission.encoded is not None:
             return transducer.search(emission.encoded, self.transducer, language, ids)
-        if hotwords:
-            return beam.search(emission, vocabulary, language, hotwords, graph.repeat_gap_frames)
+        language_model = self.language_models.get(language)
+        if hotwords or language_model:
+            gap_frames = graph.repeat_gap_frames
+            return beam.search(emission, vocabulary, language, hotwords, gap_frames, model=language_model)
         return search.best_path(emission, ids, vocabulary.blank_id, graph.repeat_gap_frames)

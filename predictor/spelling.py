@@ -43,6 +43,15 @@ def characters(tokens: Sequence[str], spelling: Spelling) -> list[tuple[str, int
     return [(character, number, number) for number, token in enumerate(tokens) for character in token]
 
 
+def following(token: str, spelling: Spelling, pending: bytes = b"") -> tuple[str, bytes]:
+    """The text that one more token adds, and the bytes of a character that is not whole; `pending` were so before."""
+    if spelling != "bytes":
+        return token.replace(_WORD_START, " ") if spelling == "pieces" else token, b""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(pending + as_bytes(token))
+    return text, decoder.getstate()[0]
+
+
 def _decoded(tokens: Sequence[bytes]) -> list[tuple[str, int, int]]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     result: list[tuple[str, int, int]] = []

@@ -2,8 +2,8 @@
 
 import binascii
 
-from predictor.beam import phrases
 from predictor.errors import BadRequest
+from predictor.hotwords import phrases
 from predictor.search import Decoding
 
 _DECODINGS: dict[str, Decoding] = {"ctc": "ctc", "greedy": "ctc", "rnnt": "rnnt"}

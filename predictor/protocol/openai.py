@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from predictor import transcript as render
-from predictor.beam import phrases
 from predictor.errors import BadRequest
+from predictor.hotwords import phrases
 from predictor.protocol import Clip
 from predictor.protocol.fields import as_language
 from predictor.protocol.multipart import Form

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from predictor import errors
-from predictor.beam import phrases
 from predictor.errors import BadRequest, PredictorError
+from predictor.hotwords import phrases
 from predictor.protocol import MAX_CLIPS, Clip
 from predictor.protocol.fields import as_decoding, as_hotwords, as_language, from_base64
 from predictor.protocol.multipart import Form

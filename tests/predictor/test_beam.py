@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from demo import testset
 from predictor import audio, beam, bundle, features, transcript
-from predictor.beam import MAX_CHARACTERS, MAX_HOTWORDS, phrases
 from predictor.bundle import Vocabulary
 from predictor.engine import Emission
 from predictor.engine.onnx import OnnxEngine
+from predictor.hotwords import MAX_CHARACTERS, MAX_HOTWORDS, phrases
 from predictor.search import best_path
 from predictor.settings import EMBEDDED_BUNDLE
 

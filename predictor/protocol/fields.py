@@ -37,9 +37,7 @@ def as_language(value: object) -> str | None:
 
 def as_decoding(value: object) -> Decoding:
     """How to search: "greedy" is CTC's way. Whether the model can is the recognizer's business."""
-    if value in (None, ""):
-        return "ctc"
-    name = _text(value, "decoding must be text")
+    name = "ctc" if value is None else _text(value, "decoding must be text") or "ctc"
     if name not in _DECODINGS:
         raise BadRequest(f"decoding {name[:40]!r} is not offered: {', '.join(_DECODINGS)} are")
     return _DECODINGS[name]

@@ -112,7 +112,13 @@ _V2_REQUEST = {
     },
 }
 _B64 = _all(b64=_AUDIO)
-_INSTANCE_FIELDS = {"audio": {"oneOf": [_AUDIO, _B64]}, "language": _CODE, "hotwords": _HOTWORDS}
+_DECODING = {"type": "string", "enum": ["ctc", "greedy", "rnnt"]}
+_INSTANCE_FIELDS = {
+    "audio": {"oneOf": [_AUDIO, _B64]},
+    "language": _CODE,
+    "hotwords": _HOTWORDS,
+    "decoding": _DECODING,
+}
 _INSTANCE = {"oneOf": [_AUDIO, {"type": "object", "properties": {**_INSTANCE_FIELDS, "b64": _AUDIO}}]}
 _V1_REQUEST = {
     "type": "object",
@@ -125,7 +131,7 @@ _ASR_ITEM = {
     "properties": {
         "audio_base64": _AUDIO,
         "lang": _CODE,
-        "decoding": {"type": "string", "enum": ["ctc", "greedy", "rnnt"]},
+        "decoding": _DECODING,
         "hotwords": _HOTWORDS,
     },
 }
@@ -221,6 +227,7 @@ TRANSCRIBE = _route(
         model=_TEXT,
         language=_CODE,
         hotwords=_HOTWORDS,
+        decoding=_DECODING,
         model_type={"type": "string", "enum": ["pytorch", "onnx"], "description": "checked, and without effect"},
     ),
     codes=_WORK,

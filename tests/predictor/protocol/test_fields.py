@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.errors import BadRequest
-from predictor.protocol.fields import as_hotwords, as_language, from_base64
+from predictor.protocol.fields import as_decoding, as_hotwords, as_language, from_base64
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.binary().map(memoryview),
@@ -34,7 +34,7 @@ def test_padding_between_two_pieces_is_refused():
         from_base64("A" * 262_142 + "==" + "AAAA", "audio")
 
 
-@pytest.mark.parametrize("empty", [None, "", b"", memoryview(b"")])
+@pytest.mark.parametrize("empty", [None, "", b"", memoryview(b""), "auto", b"auto"])
 def test_an_empty_language_is_none(empty):
     assert as_language(empty) is None
 
@@ -47,6 +47,13 @@ def test_a_language_is_text_or_its_bytes(value):
 @pytest.mark.parametrize("value", ["Hà Nội, Huế", "Hà Nội, Huế".encode(), ["Hà Nội", "Huế"], ["Hà Nội, Huế"]])
 def test_hotwords_are_phrases_with_commas_or_a_list(value):
     assert as_hotwords(value) == ("Hà Nội", "Huế")
+
+
+@pytest.mark.parametrize(
+    ("value", "decoding"), [(None, "ctc"), ("", "ctc"), ("greedy", "ctc"), (b"ctc", "ctc"), ("rnnt", "rnnt")]
+)
+def test_greedy_is_ctcs_way_and_ctc_the_default(value, decoding):
+    assert as_decoding(value) == decoding
 
 
 def test_there_are_no_hotwords_where_none_are_given():
@@ -64,5 +71,5 @@ def reads_or_refuses(read, *arguments):
 
 @given(ANYTHING)
 def test_any_value_is_read_or_refused(value):
-    for read in (as_language, as_hotwords, lambda v: from_base64(v, "audio")):
+    for read in (as_language, as_hotwords, as_decoding, lambda v: from_base64(v, "audio")):
         reads_or_refuses(read, value)

@@ -261,6 +261,8 @@ BYTES = {"datatype": "BYTES", "shape": (1,), "values": None, "raw": None}
         ([audio(b"1")], {"language": ["vi"]}, ["language"]),
         ([audio(b"1")], {"language": 0}, ["language"]),
         ([audio(b"1")], {"hotwords": [1]}, ["hotwords"]),
+        ([audio(b"1")], {"decoding": [1]}, ["decoding"]),
+        ([audio(b"1")], {"decoding": "beam"}, ["decoding", "beam", "ctc, greedy, rnnt"]),
         ([Tensor("audio", "FP32", (), None, b"")], {}, ["audio", "[N]"]),
         ([Tensor("audio", "FP32", (1, 1, 1), None, b"1234")], {}, ["audio", "[N]"]),
         ([Tensor("audio", "FP32", (65, 1), None, b"1234" * 65)], {}, ["audio", "64 clips"]),

@@ -51,7 +51,7 @@ def words_of(recognizer: Recognizer, windows: list[Window], outputs: list[Emissi
     vocabulary, words = recognizer.bundle.vocabulary, []
     language: str | None = None
     for window, emission in zip(windows, outputs, strict=True):
-        language = language or search.identify(emission, vocabulary)
+        language = language or recognizer.identify(emission)
         if language is not None:
             hypothesis = search.best_path(emission, vocabulary.languages[language], vocabulary.blank_id)
             seconds = recognizer.bundle.graph.frame_seconds

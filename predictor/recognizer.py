@@ -6,6 +6,7 @@ The command line, the server and the evaluation all go through this class, so wh
 first two call `transcribe`, the server calls the same steps one by one, from its own threads.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor import audio, beam, bundle, features, search, segments, transcript, transducer
+from predictor import audio, beam, bundle, features, scripts, search, segments, spelling, transcript, transducer
 from predictor.audio import Pcm, Waveform
-from predictor.bundle import Bundle
+from predictor.bundle import Bundle, ConformerGraphs
 from predictor.engine import BatchRule, Emission, Engine, Transducer, choice
 from predictor.engine.choice import EngineKind
 from predictor.errors import BadRequest, InvalidBundle
@@ -25,6 +26,8 @@ from predictor.segments import Window
 from predictor.transcript import Transcript, Word
 
 DEFAULT_MAX_AUDIO_SECONDS = 1_800.0
+_CANDIDATES = 3
+_LEAST_SCRIPT_SHARE = 0.5
 LEAST_SECONDS = 0.1  # of a window: in less nobody says anything, and models make words of it
 
 
@@ -136,18 +139,31 @@ class Recognizer:
     ) -> tuple[list[Word], str | None]:
         """What `recognize` says, from the emission of the window."""
         vocabulary, graph = self.bundle.vocabulary, self.bundle.graph
-        language = language or search.identify(emission, vocabulary)
+        language = language or self.identify(emission)
         if language is None or len(window.samples) < LEAST_SECONDS * features.SAMPLE_RATE_HZ:
             return [], language
         hypothesis = self._hypothesis(emission, language, hotwords, decoding)
         spoken = search.without_prefix(hypothesis, graph.junk_prefix)
         return transcript.render(spoken, vocabulary, graph.frame_seconds, window.start_seconds), language
 
+    def identify(self, emission: Emission) -> str | None:
+        """The language: of the likeliest few, the first whose text is in a script of its own; None for silence."""
+        vocabulary = self.bundle.vocabulary
+        likeliest = search.identify(emission, vocabulary)
+        for language in likeliest[:_CANDIDATES] if len(likeliest) > 1 else ():
+            path = search.best_path(emission, vocabulary.languages[language], vocabulary.blank_id)
+            spelt = spelling.characters([vocabulary.tokens[token] for token in path.tokens], vocabulary.spelling)
+            share = scripts.share(Counter(character for character, _, _ in spelt), language)
+            if share is None or share >= _LEAST_SCRIPT_SHARE:
+                return language
+        return likeliest[0] if likeliest else None
+
     def _hypothesis(self, emission: Emission, language: str, hotwords: Sequence[str], decoding: Decoding) -> Hypothesis:
         vocabulary, graph = self.bundle.vocabulary, self.bundle.graph
         ids = vocabulary.languages[language]
         if decoding == "rnnt" and self.transducer and emission.encoded is not None:
-            return transducer.search(emission.encoded, self.transducer, language, ids)
+            max_symbols = graph.max_symbols if isinstance(graph, ConformerGraphs) else 1
+            return transducer.search(emission.encoded, self.transducer, language, ids, max_symbols)
         language_model = self.language_models.get(language)
         if hotwords or language_model:
             gap_frames = graph.repeat_gap_frames

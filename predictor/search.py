@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from predictor.bundle import Vocabulary
 from predictor.engine import Emission
 
+_UNHEARD = -30.0  # a log-probability: a token below it was not heard, and how far below says nothing
+
 Decoding = Literal["ctc", "rnnt"]
 LogProbs = NDArray[np.float32]
 
@@ -111,8 +113,21 @@ def without_prefix(hypothesis: Hypothesis, prefix: Sequence[int]) -> Hypothesis:
     )
 
 
-def identify(emission: Emission, vocabulary: Vocabulary) -> str | None:
-    """The language whose tokens hold the most of an unrestricted best path; None where nothing was said."""
-    tokens = best_path(emission, range(len(vocabulary.tokens)), vocabulary.blank_id).tokens
-    counts = {code: int(np.isin(tokens, ids).sum()) for code, ids in vocabulary.languages.items()}
-    return max(counts, key=lambda code: counts[code]) if len(tokens) else None
+def identify(emission: Emission, vocabulary: Vocabulary) -> list[str]:
+    """The languages, the likeliest first; none where nothing was said.
+
+    By the mean, over the frames whose best token is no blank, of the log-probability of a language's own best.
+    """
+    best, _ = _best(emission, np.arange(len(vocabulary.tokens)), vocabulary.blank_id)
+    spoken = np.flatnonzero(best != vocabulary.blank_id)
+    if not len(spoken):
+        return []
+    if len(vocabulary.languages) == 1:
+        return list(vocabulary.languages)
+    ids, scores = competing(emission, range(len(vocabulary.tokens)), vocabulary.blank_id)
+    scores = np.maximum(scores[spoken], _UNHEARD)
+    means: dict[str, float] = {}
+    for code, own in vocabulary.languages.items():
+        columns = np.searchsorted(ids, np.intersect1d(np.setdiff1d(own, vocabulary.blank_id), ids))
+        means[code] = float(scores[:, columns].max(axis=1, initial=_UNHEARD).mean())
+    return sorted(means, key=lambda code: -means[code])

@@ -1,7 +1,7 @@
 """What the operator sees: Prometheus series. The only door to prometheus_client.
 
-Labels take values from fixed sets alone: routes, statuses, the languages of `_LANGUAGES`, digests of loaded bundles;
-the rest is "other". A label that a caller can choose is a way to fill the memory of a monitoring system.
+Labels take values from fixed sets alone: routes, statuses, known languages, digests of loaded bundles; the rest is
+"other". A label that a caller can choose is a way to fill the memory of a monitoring system.
 
 The quality series need no reference text. None of them is an error rate: what tells is that one moves, or that one
 bundle's differs from that of the bundle before it, over the same traffic. So they are by digest.
@@ -11,7 +11,6 @@ names, not always their values: `endpoint` is a route's pattern and `checkpoint`
 """
 
 import threading
-import unicodedata
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,30 +22,14 @@ from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram, Summary, disable_created_metrics
 
+from predictor import scripts
+from predictor.scripts import LANGUAGES
 from predictor.transcript import Transcript
 
 Stage = Literal["read", "decode", "features", "queue", "infer", "search"]
 
 NONE, OTHER = "none", "other"
 
-# The scripts a language is written in, by the first words of its letters' Unicode names. Kashmiri, Sindhi and Manipuri
-# have two in official use, and which one a model writes is its training data's choice.
-_SCRIPTS = {
-    "LATIN": "vi en",
-    "DEVANAGARI": "hi mr ne sa kok mai brx doi sd ks",
-    "BENGALI": "bn as mni",
-    "TAMIL": "ta",
-    "TELUGU": "te",
-    "KANNADA": "kn",
-    "MALAYALAM": "ml",
-    "GUJARATI": "gu",
-    "GURMUKHI": "pa",
-    "ORIYA": "or",
-    "ARABIC": "ur ks sd",
-    "OL CHIKI": "sat",
-    "MEETEI MAYEK": "mni",
-}
-_LANGUAGES = frozenset(" ".join(_SCRIPTS.values()).split())
 _FORMATS = {"WAV", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "WebM", "MP4", "AMR", "AAC", "MP3", "PCM"}
 _OUTCOMES = ("started", "success", "failure")
 _METHODS = frozenset(HTTPMethod.__members__)
@@ -204,7 +187,7 @@ def transcribed(
     language, duration = _known(transcript.language), transcript.duration_seconds
     characters = Tally(transcript.text)  # an hour of speech has fifty thousand, and a hundred different ones
     spelled = sum(count for character, count in characters.items() if not character.isspace())
-    share = _script_share(characters, language)
+    share = scripts.share(characters, language)
     seconds, old_seconds = _of_audio(language, audio_format if audio_format in _FORMATS else OTHER)
     seconds.inc(duration)
     old_seconds.observe(duration)
@@ -261,7 +244,7 @@ def loaded(model: str, version: str, digest: str, seconds: float) -> None:
 
 def unloaded(model: str, version: str, digest: str) -> None:
     """Take away what names the bundle and, with the last one of them, its digest and its model."""
-    languages = (*_LANGUAGES, NONE, OTHER)
+    languages = (*LANGUAGES, NONE, OTHER)
     with _lock:
         _served.discard((model, version, digest))
         _of_work.cache_clear()
@@ -288,7 +271,7 @@ def _model(digest: str) -> str:
 
 
 def _known(language: str | None) -> str:
-    return NONE if not language else language if language in _LANGUAGES else OTHER
+    return NONE if not language else language if language in LANGUAGES else OTHER
 
 
 def _known_route(route: str) -> str:
@@ -297,20 +280,3 @@ def _known_route(route: str) -> str:
             return OTHER
         _routes.add(route)
     return route
-
-
-def _script_share(characters: Tally[str], language: str) -> float | None:
-    """The share of letters, marks not among them, in a script of the language; None without letters or scripts."""
-    letters: Tally[str] = Tally()
-    for character, count in characters.items():
-        if character.isalpha():
-            letters[_script(character)] += count
-    if language not in _LANGUAGES or not letters:
-        return None
-    return sum(n for script, n in letters.items() if language in _SCRIPTS.get(script, "").split()) / letters.total()
-
-
-@lru_cache(maxsize=4_096)  # more than a model's vocabulary spells
-def _script(letter: str) -> str:
-    name = unicodedata.name(letter, "")
-    return next((script for script in _SCRIPTS if name.startswith(f"{script} ")), "")

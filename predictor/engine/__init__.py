@@ -74,12 +74,10 @@ State = tuple[NDArray[np.float32], ...]
 class Transducer(Protocol):
     """The prediction and joint networks of an RNN-T, for the search of `predictor.transducer`; for any thread.
 
-    Tokens are a language's own: `blank_id` and what is below it. A frame has at most `max_symbols`. Each raises
-    InferenceFailed alone.
+    Tokens are a language's own: `blank_id` and what is below it. Each raises InferenceFailed alone.
     """
 
     blank_id: int
-    max_symbols: int
 
     def start(self, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
         """An encoder's output [T', D] as the joint network takes it, [T', J]."""

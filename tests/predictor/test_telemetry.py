@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus import BINARY, scraping
 from prometheus_client import REGISTRY, generate_latest, start_http_server
 
-from predictor import telemetry
+from predictor import scripts, telemetry
 from predictor.audio.containers import _CONTAINERS, _MP3
 from predictor.transcript import Transcript, Word
 
@@ -69,7 +69,7 @@ def _transcript(text="xin chào", language="vi", seconds=2.0, confidence=(0.9, 0
 
 
 def _share(text, language):
-    return telemetry._script_share(Counter(text), language)
+    return scripts.share(Counter(text), language)
 
 
 def test_a_request_is_counted_by_route_status_and_language_and_timed_by_route(changed):
@@ -219,7 +219,7 @@ def test_what_is_written_in_the_languages_script_has_a_share_of_one(language):
 
 
 def test_every_language_that_is_known_has_a_script():
-    assert set(WRITTEN) == telemetry._LANGUAGES
+    assert set(WRITTEN) == scripts.LANGUAGES
 
 
 @pytest.mark.parametrize(

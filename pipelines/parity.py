@@ -100,8 +100,8 @@ def compare(reference: Recognizer, candidate: Recognizer, clips: Sequence[Clip])
     words = sum(len(text.split()) for text in said)
     if not words:
         raise Permanent("the test set has no words to count errors by")
-    errors = [_errors(said, texts) for texts in heard]
-    return Parity(len(clips), words, *errors, _errors(*heard), *seconds)
+    before, after = heard
+    return Parity(len(clips), words, _errors(said, before), _errors(said, after), _errors(before, after), *seconds)
 
 
 def problems(

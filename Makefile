@@ -37,7 +37,10 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.developing: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the packages of development, torch among them" >&2
-	@$(INSTALL) --editable '.[predictor,demo,torch,dev]'
+	@$(INSTALL) --editable '.[predictor,demo,pipelines,torch,openvino,tracking,dev]'
+	@if command -v c++ >/dev/null && command -v cmake >/dev/null; then \
+		echo "building KenLM" >&2; $(INSTALL) --editable '.[lm]'; \
+	else echo "no C++ compiler or no cmake: tests of language models will be skipped" >&2; fi
 	@touch $@ $(VENV)/.serving
 
 # --- for users ----------------------------------------------------------------------------------

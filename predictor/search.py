@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from predictor.bundle import Vocabulary
 from predictor.engine import Emission
 
-_UNHEARD = -30.0  # a log-probability: a token below it was not heard, and how far below says nothing
-
 Decoding = Literal["ctc", "rnnt"]
 LogProbs = NDArray[np.float32]
 
@@ -116,18 +114,18 @@ def without_prefix(hypothesis: Hypothesis, prefix: Sequence[int]) -> Hypothesis:
 def identify(emission: Emission, vocabulary: Vocabulary) -> list[str]:
     """The languages, the likeliest first; none where nothing was said.
 
-    By the mean, over the frames whose best token is no blank, of the log-probability of a language's own best.
+    By the mean log-probability of the tokens of a language's own best path, among its own tokens: where a network was
+    trained within each language alone, its scores of one say nothing against those of another. A language that is
+    silent where others speak is confident of little; it comes after all that say half of what is usual, or more.
     """
     best, _ = _best(emission, np.arange(len(vocabulary.tokens)), vocabulary.blank_id)
-    spoken = np.flatnonzero(best != vocabulary.blank_id)
-    if not len(spoken):
+    if not (best != vocabulary.blank_id).any():
         return []
     if len(vocabulary.languages) == 1:
         return list(vocabulary.languages)
-    ids, scores = competing(emission, range(len(vocabulary.tokens)), vocabulary.blank_id)
-    scores = np.maximum(scores[spoken], _UNHEARD)
-    means: dict[str, float] = {}
-    for code, own in vocabulary.languages.items():
-        columns = np.searchsorted(ids, np.intersect1d(np.setdiff1d(own, vocabulary.blank_id), ids))
-        means[code] = float(scores[:, columns].max(axis=1, initial=_UNHEARD).mean())
-    return sorted(means, key=lambda code: -means[code])
+    paths = {
+        code: best_path(emission, ids, vocabulary.blank_id).confidences for code, ids in vocabulary.languages.items()
+    }
+    usual = np.median([len(path) for path in paths.values()])
+    certainty = {code: float(np.log(path).mean()) if len(path) else -np.inf for code, path in paths.items()}
+    return sorted(paths, key=lambda code: (len(paths[code]) < usual / 2, -certainty[code]))

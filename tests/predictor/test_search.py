@@ -108,7 +108,7 @@ LANGUAGES = Vocabulary(("_", " ", "a", "b", "ư", "क", "ख"), BLANK, {"vi": (
         ([2, 1, 4], "vi"),
         ([5, 1, 6], "hi"),
         ([5, 0, 5, 2], "hi"),
-        ([2, 2, 2, 2, 2, 0, 5, 6], "vi"),
+        ([2, 2, 2, 2, 2, 0, 5, 6], "hi"),  # tokens count, not frames
         ([1, 5, 1, 0, 6], "hi"),  # what both have says nothing
         ([0, 0, 0], None),
         ([], None),
@@ -184,3 +184,24 @@ def test_a_prefix_is_taken_away_by_its_ids_each_of_them_once_and_in_order(tokens
     count = np.arange(len(tokens))
     hypothesis = Hypothesis(np.array(tokens, np.int64), count, count + 1, np.ones(len(tokens), np.float32))
     assert without_prefix(hypothesis, (5, 6)).tokens.tolist() == left
+
+
+def test_a_language_that_is_trained_by_itself_is_judged_by_itself():
+    """Two languages with outputs of their own: a constant added to one's says nothing about which was spoken."""
+    vocabulary = Vocabulary(("a", "b", "c", "d", ""), 4, {"xx": (0, 1, 4), "yy": (2, 3, 4)})
+    logits = np.zeros((6, 5), np.float32)
+    logits[[0, 2, 4], [0, 1, 0]] = 6.0  # sure of its tokens
+    logits[:, [2, 3]] += 8.0  # likelier than anything, and unsure which
+    logits[:, 4] = [0, 4, 0, 4, 0, 4]
+    log_probs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+    assert identify(Emission(log_probs), vocabulary) == ["xx", "yy"]
+
+
+def test_a_language_that_says_next_to_nothing_comes_after_those_that_speak():
+    vocabulary = Vocabulary(("a", "b", "c", ""), 3, {"xx": (0, 3), "yy": (1, 3), "zz": (2, 3)})
+    logits = np.full((12, 4), -6.0, np.float32)
+    logits[::2, [0, 1]] = [1.5, 1.0]
+    logits[0, 2] = 9.0  # one token, and sure of it
+    logits[:, 3] = 0.0
+    log_probs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+    assert identify(Emission(log_probs), vocabulary) == ["xx", "yy", "zz"]

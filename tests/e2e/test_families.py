@@ -1,17 +1,26 @@
 """The way that real weights go, with replicas: as published, converted, served and asked, by the command lines."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from functools import cache
 
 import numpy as np
 import pytest
+import reference_whisper
+import torch
+from asking import audio as speech
 from asking import outputs
 from reference_conformer import Reference
 from serving import REPOSITORY, serving
 
+from pipelines import checkpoint
+from predictor.audio import decode
 from predictor.features import nemo
+from predictor.recognizer import Recognizer
+from predictor.segments import Window
 
 RATE_HZ = 16_000
 LANGUAGES = ("hi", "ta", "ur")
@@ -81,6 +90,52 @@ def test_an_indic_conformer_says_what_the_published_code_says(client, published,
     assert 0 <= spans[0][0] < spans[-1][1] <= 3.2
 
 
+def test_a_phowhisper_says_what_its_description_says(client, published):
+    tensors = checkpoint.read(published / "phowhisper")
+    state = {name: torch.from_numpy(tensor.read()) for name, tensor in tensors.items()}
+    reference = reference_whisper.Reference(published / "phowhisper", state)
+    for seed in range(3):
+        samples = noise(3.1, seed)
+        found = outputs(ask(client, "phowhisper", samples, language="vi"))
+        expected = reference.transcribe(samples, padded=False)
+        assert found["text"][0].split() == expected.split()
+        assert len(expected) > 20
+
+
+@pytest.mark.parametrize("audio", ["noise", "speech"])
+def test_what_is_padded_says_what_the_description_says_of_thirty_seconds(published, tmp_path, audio):
+    pipelines("convert", published / "phowhisper", tmp_path / "padded", "--length", "padded")
+    tensors = checkpoint.read(published / "phowhisper")
+    state = {name: torch.from_numpy(tensor.read()) for name, tensor in tensors.items()}
+    reference = reference_whisper.Reference(published / "phowhisper", state)
+    samples = noise(3.1, 7) if audio == "noise" else decode(speech("vi"), 60.0).samples
+    recognizer = Recognizer.load(tmp_path / "padded")
+    words, _ = recognizer.recognize(Window(0.0, samples), "vi")
+    assert [word.text for word in words] == reference.transcribe(samples, padded=True).split()
+
+
+def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(published, tmp_path):
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    shutil.copy(published / "phowhisper" / "vocab.json", evil)
+    torch.save({"state_dict": {}, "processor": Evil(tmp_path / "ran")}, evil / "model.ckpt")
+    done = pipelines("convert", evil, tmp_path / "bundle", status=3)
+    assert "refused: it calls" in done.stderr
+    assert "system" in done.stderr
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "bundle").exists()
+
+
+class Evil:
+    """Runs a program where it is unpickled."""
+
+    def __init__(self, marker):
+        self._marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._marker}",)
+
+
 def test_a_language_is_found_where_none_is_named(client):
     found = outputs(ask(client, "indic-conformer", noise(2.0, 9), language="auto"))
     assert found["text"][0]
@@ -106,8 +161,6 @@ def test_the_doctor_confirms_replicas_and_bundles(published, bundles):
 
 
 def test_the_doctor_names_what_is_wrong(published, tmp_path):
-    import shutil
-
     shutil.copytree(published / "indic-conformer", tmp_path / "odd")
     path = tmp_path / "odd" / "assets" / "language_masks.json"
     masks = json.loads(path.read_text())

@@ -102,7 +102,7 @@ def load(layout: Layout) -> Weights:
     """The values, float32. Raises Permanent with the name of a tensor that is not finite."""
     weights: Weights = {}
     for name, tensor in tqdm(sorted(layout.tensors.items()), "reading", unit="tensor", leave=False, disable=None):
-        values = np.ascontiguousarray(tensor.read(), dtype=np.float32)
+        values = np.require(tensor.read(), np.float32, ["C", "W"])  # PyTorch warns of what is read-only
         if not np.isfinite(values).all():
             raise Permanent(f"{name} has values that are not finite numbers")
         weights[name] = values

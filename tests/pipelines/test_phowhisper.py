@@ -1,13 +1,15 @@
 """pipelines.phowhisper: a checkpoint in the published layout becomes a bundle that says what the reference says."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections import OrderedDict
-from dataclasses import replace
-from pathlib import Path
+from itertools import product
+from string import ascii_lowercase
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -21,6 +23,7 @@ from pipelines.phowhisper import Options, layout, nodes, tokens
 from pipelines.replicas import phowhisper as replicas
 from pipelines.replicas.whisper_tokenizer import WORDS
 from predictor import bundle, search, transcript
+from predictor.engine import Emission
 from predictor.engine.onnx import OnnxEngine
 from predictor.engine.whisper import WhisperCtc, from_state
 from predictor.features import extract, pad
@@ -29,6 +32,15 @@ from predictor.segments import Window
 
 INPUTS = 1_000
 KEPT = " ".join(WORDS[:8])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads of several libraries wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,15 @@ def text_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def long_text_file(tmp_path_factory):
+    """A text of which some thousands of rows are kept: several blocks of the head and some that make no group."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    words = ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
+    path.write_text("\n".join([KEPT, *words]), encoding="utf-8")
+    return path
+
+
 def heard(made, emission):
     """What Vani makes of an emission, step by step as the Recognizer does."""
     graph, vocabulary = made.graph, made.vocabulary
@@ -77,37 +98,37 @@ def heard(made, emission):
     return " ".join(word.text for word in words)
 
 
-def recordings(count, longest_seconds=1.2):
+def recordings(count, longest_seconds=0.3):
     generator = np.random.default_rng(0)
     return [replicas.noise(seconds, n) for n, seconds in enumerate(generator.uniform(0.1, longest_seconds, count))]
 
 
-def test_a_thousand_recordings_are_heard_as_the_reference_hears_them_one_by_one(converted, reference):
+@pytest.fixture(scope="module")
+def said(reference):
+    """What the reference hears in each of a thousand recordings."""
+    return [reference.transcribe(samples, padded=False) for samples in recordings(INPUTS)]
+
+
+def test_a_thousand_recordings_are_heard_as_the_reference_hears_them_one_by_one(converted, said):
     recognizer = Recognizer.load(converted().directory, engine="onnx")
-    said = []
-    for samples in recordings(INPUTS):
+    for samples, expected in zip(recordings(INPUTS), said, strict=True):
         words, _ = recognizer.recognize(Window(0.0, samples), "vi")
-        said.append(" ".join(word.text for word in words))
-        assert said[-1] == reference.transcribe(samples, padded=False)
+        assert " ".join(word.text for word in words) == expected
     assert len(set(said)) > INPUTS // 2  # the test is worth something: tokens, and different ones
 
 
-def test_a_thousand_inputs_in_batches_give_what_each_gives_alone(converted, reference):
+def test_a_thousand_recordings_are_heard_as_the_reference_hears_them_in_batches(converted, said):
     made = converted()
-    session = onnxruntime.InferenceSession(made.path(made.graph.file), providers=["CPUExecutionProvider"])
-    generator = np.random.default_rng(1)
-    lengths = generator.integers(1, 120, INPUTS)
-    inputs = [generator.normal(0, 0.7, (80, length)).astype(np.float32) for length in lengths]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(made.path(made.graph.file), options, providers=["CPUExecutionProvider"])
+    features = [extract(samples, made.front_end) for samples in recordings(INPUTS)]
     for first in range(0, INPUTS, 8):
-        batch = pad(inputs[first : first + 8])
-        log_probs, ids = session.run(["log_probs", "tokens"], {"features": batch.frames, "lengths": batch.lengths})
-        for row, features in enumerate(inputs[first : first + 8]):
-            expected = reference.log_probs(features)
-            count = (features.shape[1] + 1) // 2
-            assert ids[row, :count, 0].tolist() == expected.argmax(axis=1).tolist()
-            np.testing.assert_allclose(
-                log_probs[row, :count], np.take_along_axis(expected, ids[row, :count].astype(int), axis=1), atol=1e-3
-            )
+        batch = pad(features[first : first + 8])
+        inputs = {"features": batch.frames, "lengths": batch.lengths}
+        for row, (log_probs, ids) in enumerate(zip(*session.run(["log_probs", "tokens"], inputs), strict=True)):
+            own = (int(batch.lengths[row]) + 1) // 2
+            assert heard(made, Emission(log_probs[:own], ids[:own])) == said[first + row]
 
 
 def test_the_eight_likeliest_tokens_come_in_order_and_within_the_probability_of_all(converted, reference):
@@ -123,7 +144,7 @@ def test_recordings_padded_to_thirty_seconds_are_heard_as_in_training(converted,
     made = converted(length="padded")
     assert made.front_end.pad_seconds == 30.0
     recognizer = Recognizer.load(made.directory, engine="onnx")
-    for samples in recordings(3, 2.0):
+    for samples in recordings(1, 2.0):
         words, _ = recognizer.recognize(Window(0.0, samples), "vi")
         assert " ".join(word.text for word in words) == reference.transcribe(samples, padded=True)
 
@@ -156,13 +177,16 @@ def test_a_checkpoint_without_junk_loses_no_letter(tmp_path):
         lambda name: f"module.model.{name}".replace("ctc_head.", "ctc_head.layers."),
     ],
 )
-def test_every_published_naming_is_the_same_network(source, state, converted, tmp_path, rename):
+def test_every_published_naming_is_the_same_network(state, tmp_path, rename):
     renamed = OrderedDict((rename(name), value) for name, value in state.items())
-    renamed["proj_out.weight"] = torch.zeros(3, 3)
-    renamed["model.decoder.layers.0.fc1.weight"] = torch.zeros(3, 3)
-    torch.save({"state_dict": renamed}, tmp_path / "a.ckpt")
-    made = phowhisper.convert(tmp_path / "a.ckpt", tmp_path / "out", Options(tokenizer=source))
-    assert made.path(made.graph.file).read_bytes() == converted().path("model.onnx").read_bytes()
+    others = {"proj_out.weight": torch.zeros(3, 3), "model.decoder.layers.0.fc1.weight": torch.zeros(3, 3)}
+    torch.save({"state_dict": renamed | others}, tmp_path / "a.ckpt")
+    found = layout.read(read(tmp_path / "a.ckpt"))
+    assert all(finding.ok for finding in layout.check(found))
+    assert found.left == tuple(sorted(others))
+    weights = layout.load(found)
+    assert weights.keys() == state.keys()
+    assert all(np.array_equal(values, state[name]) for name, values in weights.items())
 
 
 def test_both_heads_of_the_replica_and_a_directory_of_transformers_are_read(state, tmp_path, converted):
@@ -179,10 +203,15 @@ def test_both_heads_of_the_replica_and_a_directory_of_transformers_are_read(stat
     assert made.path("model.onnx").read_bytes() == converted().path("model.onnx").read_bytes()
 
 
-def test_the_same_checkpoint_gives_the_same_bundle(source, converted, tmp_path):
-    again = phowhisper.convert(source, tmp_path / "again", Options())
-    assert again.digest == converted().digest
+def test_the_same_checkpoint_and_options_give_the_same_bundle(source, converted, text_file, tmp_path):
+    made = converted(rows=text_file)
+    again = phowhisper.convert(source, tmp_path / "again", Options(rows=text_file))
+    assert again.digest == made.digest
     assert bundle.read(tmp_path / "again") == again
+    assert made.source.revision == f"sha256:{hashlib.sha256((source / replicas.CHECKPOINT).read_bytes()).hexdigest()}"
+    named = phowhisper.convert(source, tmp_path / "named", Options(rows=text_file, name="other", revision="abc"))
+    assert (named.name, named.source.revision) == ("other", "abc")
+    assert named.digest != made.digest
 
 
 def test_the_module_is_transformers_encoder_on_the_same_weights():
@@ -226,7 +255,7 @@ def test_kept_rows_say_what_all_rows_say_and_differ_by_the_normaliser_alone(conv
     full, kept = converted(), converted(rows=text_file)
     number = {original: own for own, original in enumerate(kept.vocabulary.original_ids)}
     compared = 0
-    for samples in recordings(40):
+    for samples in recordings(16, 0.8):
         features = pad([extract(samples, full.front_end)])
         (every,), (some,) = OnnxEngine(full).infer(features), OnnxEngine(kept).infer(features)
         for frame, own in enumerate(map(number.get, every.tokens[:, 0].tolist())):
@@ -242,7 +271,7 @@ def test_kept_rows_say_what_all_rows_say_and_differ_by_the_normaliser_alone(conv
             gains = [scores[number[token]] - score for token, score in known if number.get(token) in scores]
             assert min(gains, default=0) > -1e-3  # fewer share the probability
             assert max(gains, default=0) - min(gains, default=0) < 1e-3
-    assert compared > 500
+    assert compared > 200
 
 
 def test_the_tokens_of_the_text_are_those_of_transformers_tokenizer(source, text_file):
@@ -263,14 +292,13 @@ def test_one_tokenizer_json_is_as_good_as_vocab_and_merges(source, tmp_path):
         assert tokens.read(tmp_path) == plain
 
 
-@pytest.mark.parametrize("rows", [False, True])
-def test_int8_hears_nearly_what_fp32_hears(converted, text_file, rows):
-    chosen = {"rows": text_file} if rows else {}
-    full, small = converted(**chosen), converted(**chosen, precision="int8")
+def test_int8_hears_nearly_what_fp32_hears(converted, long_text_file):
+    full, small = converted(rows=long_text_file), converted(rows=long_text_file, precision="int8")
     assert small.graph.precision == "int8"
-    assert small.path("model.onnx").stat().st_size < full.path("model.onnx").stat().st_size * (0.8 if rows else 0.35)
+    assert len(small.vocabulary.tokens) > 4_200
+    assert small.path("model.onnx").stat().st_size < full.path("model.onnx").stat().st_size * 0.5
     same = total = 0
-    for samples in recordings(40):
+    for samples in recordings(16, 0.8):
         features = pad([extract(samples, full.front_end)])
         (one,), (other,) = OnnxEngine(full).infer(features), OnnxEngine(small).infer(features)
         same += int((one.tokens[:, 0] == other.tokens[:, 0]).sum())
@@ -278,10 +306,8 @@ def test_int8_hears_nearly_what_fp32_hears(converted, text_file, rows):
     assert same / total > 0.85  # of random weights, whose best tokens are close to each other
 
 
-def test_convolutions_stay_as_they_are_in_int8(converted):
-    import onnx
-
-    model = onnx.load(converted(precision="int8").path("model.onnx"))
+def test_convolutions_stay_as_they_are_in_int8(converted, long_text_file):
+    model = onnx.load(converted(rows=long_text_file, precision="int8").path("model.onnx"))
     kinds = {node.op_type for node in model.graph.node}
     assert {"Conv", "MatMulInteger"} <= kinds
     assert not kinds & {"MatMul", "ConvInteger"}
@@ -299,14 +325,14 @@ def test_weights_are_kept_with_the_rows_of_the_graph(converted, text_file):
     assert emission.tokens[:, 0].tolist() == logits.argmax(dim=-1).tolist()
 
 
-def test_weights_too_large_for_one_file_lie_beside_the_graph(source, converted, tmp_path, monkeypatch):
-    monkeypatch.setattr(nodes, "_INLINE_BYTES", 1 << 20)
-    features = pad([extract(replicas.noise(1.0, 2), converted().front_end)])
+def test_weights_too_large_for_one_file_lie_beside_the_graph(source, converted, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "_INLINE_BYTES", 1 << 18)
     for precision in ("fp32", "int8"):
-        made = phowhisper.convert(source, tmp_path / precision, Options(precision=precision))
+        made = phowhisper.convert(source, tmp_path / precision, Options(rows=text_file, precision=precision))
+        other = converted(rows=text_file, precision=precision)
         assert made.path("model.onnx.data").is_file() == (precision == "fp32")
-        (one,), (other,) = OnnxEngine(made).infer(features), OnnxEngine(converted(precision=precision)).infer(features)
-        np.testing.assert_array_equal(one.log_probs, other.log_probs)
+        features = pad([extract(replicas.noise(1.0, 2), made.front_end)])
+        np.testing.assert_array_equal(*(OnnxEngine(each).infer(features)[0].log_probs for each in (made, other)))
 
 
 def test_every_assumption_about_a_published_checkpoint_is_confirmed(source):
@@ -329,7 +355,11 @@ def _changed(state, name, values):
         ("encoder.conv1.weight", lambda w: w[:, :64].contiguous(), "mel bins: 80 or 128 is expected, and found is 64"),
         ("encoder.embed_positions.weight", lambda w: w[:750].contiguous(), "positions: 1500, 30 s is expected"),
         ("encoder.layers.0.fc1.bias", lambda _: None, "encoder.layers.0.fc1.bias is not there"),
-        ("encoder.layers.3.fc1.bias", lambda _: torch.zeros(4), "encoder.layers.2.fc1.weight is not there"),
+        (
+            "encoder.layers.3.fc1.bias",
+            lambda _: torch.zeros(4),
+            "encoder.layers.2.self_attn_layer_norm.weight is not there",
+        ),
         ("encoder.layers.0.adapter.weight", lambda _: torch.zeros(4), "encoder.layers.0.adapter.weight is not known"),
         ("ctc_head.3.weight", lambda w: w[:-1].contiguous(), "50258, the tokenizer's ids up to"),
         ("ctc_head.3.weight", lambda _: None, "no CTC head"),
@@ -338,7 +368,8 @@ def _changed(state, name, values):
         ("ctc_head.layers.3.bias", lambda _: torch.zeros(4), "are one tensor of the network"),
     ],
 )
-def test_an_assumption_that_does_not_hold_is_named(source, state, tmp_path, name, change, problem):
+def test_an_assumption_that_does_not_hold_is_named(request, tmp_path, name, change, problem):
+    source, state = request.getfixturevalue("source"), request.getfixturevalue("state")
     save_file(_changed(state, name, change(state.get(name))), tmp_path / "model.safetensors")
     with pytest.raises(Permanent, match=problem):
         phowhisper.convert(tmp_path / "model.safetensors", tmp_path / "out", Options(tokenizer=source))
@@ -419,9 +450,3 @@ def test_thirty_seconds_of_phowhisper_tiny_never_have_all_their_logits(source, t
     )
     before, after = map(float, done.stdout.split())
     assert after - before < 200  # MB; the logits would have 301, and their log-softmax as many
-
-
-def test_options_that_differ_in_a_name_make_another_bundle(converted):
-    assert replace(converted(), digest="") != converted()
-    assert converted(name="other").name == "other"
-    assert isinstance(converted().directory, Path)

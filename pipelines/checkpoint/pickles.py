@@ -30,15 +30,16 @@ from pipelines.errors import Permanent
 _MAX_PICKLE_BYTES = 256 << 20  # a pickled tokenizer has a few megabytes
 _DAMAGED = (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError)
 
-_LIBRARIES = {"argparse", "collections", "datetime", "lightning", "lightning_fabric", "lightning_utilities", "numpy"}
-_LIBRARIES |= {"omegaconf", "pathlib", "peft", "pytorch_lightning", "tokenizers", "torch", "torchmetrics"}
-_LIBRARIES |= {"transformers"}
+# What may be called, by a stand-in: classes of these libraries, anything of these modules, and what rebuilds objects.
+_LIBRARIES = {"lightning", "lightning_fabric", "lightning_utilities", "numpy", "omegaconf", "peft", "pytorch_lightning"}
+_LIBRARIES |= {"tokenizers", "torch", "torchmetrics", "transformers"}
+_MODULES = {"argparse", "collections", "datetime", "decimal", "fractions", "pathlib", "uuid"}
 _TYPES = {"bytearray", "bytes", "complex", "frozenset", "object", "range", "set", "slice"}
 _REBUILDING = {f"builtins.{name}" for name in _TYPES} | {
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
-    *("numpy.dtype", "torch.device", "torch._tensor._rebuild_from_type_v2"),
-    *("_codecs.encode", "_regex.compile", "copyreg._reconstructor", "functools.partial", "re._compile"),
+    *("numpy.dtype", "torch.device", "torch._tensor._rebuild_from_type_v2", "_codecs.encode", "copyreg._reconstructor"),
+    *("functools.partial", "re._compile", "_regex.compile", "regex._regex.compile"),
 }
 _REBUILDING_STARTS = ("torch._utils._rebuild_", "numpy.random.")
 _STORAGES = {
@@ -109,17 +110,24 @@ class _Foreign(type):
 
     def __call__(cls, *arguments: object) -> object:
         """What REDUCE does with a global. (NEWOBJ goes to `__new__` at once.)"""
-        if not (cls.is_class() or cls.refers in _REBUILDING or cls.refers.startswith(_REBUILDING_STARTS)):
-            owner = arguments[0] if arguments else None
-            if cls.refers != "builtins.getattr" or not isinstance(owner, _Foreign) or not owner.is_class():
-                raise Permanent(
-                    f"the checkpoint is refused: it calls {cls.refers}, which no checkpoint needs. Nothing was run."
-                )  # getattr(class, name) is how Python 3.11 pickles the member of an enumeration
+        name = cls.refers
+        known = cls.is_class() or name in _REBUILDING or name.startswith(_REBUILDING_STARTS)
+        if not known and not (name == "builtins.getattr" and _of_stand_in(arguments)):
+            raise Permanent(
+                f"the checkpoint is refused: it calls {name}, which no checkpoint needs. Nothing was run. "
+                "If you trust it, save its state dict as safetensors where it was made"
+            )
         return super().__call__()
 
     def is_class(cls) -> bool:
-        called = cls.refers.rpartition(".")[2]
-        return cls.refers.partition(".")[0] in _LIBRARIES and called[:1].isupper()
+        package, called = cls.refers.partition(".")[0], cls.refers.rpartition(".")[2]
+        return package in _MODULES or (package in _LIBRARIES and called[:1].isupper())
+
+
+def _of_stand_in(arguments: tuple[object, ...]) -> bool:
+    """Whether these are getattr's, as Python pickles the member of an enumeration and the method of an object."""
+    owner = arguments[0] if arguments else None
+    return isinstance(owner, _StandIn) or (isinstance(owner, _Foreign) and owner.is_class())
 
 
 class _StandIn(metaclass=_Foreign):

@@ -8,8 +8,10 @@ import pickle
 import struct
 import subprocess
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +132,7 @@ def test_a_directory_with_no_checkpoint_or_several_says_what_it_should_hold(tmp_
 
 
 def test_foreign_objects_are_inert_and_the_tensors_beside_them_are_read(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers, regex = pytest.importorskip("transformers"), pytest.importorskip("regex")
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(3)).sum().backward()
@@ -143,6 +145,8 @@ def test_foreign_objects_are_inert_and_the_tensors_beside_them_are_read(tmp_path
         "optimizer_states": [optimizer.state_dict()],
         "padding": transformers.utils.PaddingStrategy.LONGEST,  # an enumeration: getattr(class, name)
         "generator": np.random.default_rng(0),
+        "pattern": regex.compile(r"'s|\p{L}+"),  # of a tokenizer in Python
+        "others": [datetime(2025, 4, 26, tzinfo=UTC), Decimal(1), defaultdict(list), torch.nn.functional.gelu],
         "kinds": {1, 2, frozenset([3]), Path("/x"), torch.float32, torch.device("cpu"), torch.Size([1])},
     }
     same(checkpoint.read(saved(tmp_path / "a.ckpt", content)))

@@ -147,7 +147,7 @@ def _best(frames: Iterator[Frame], reader: Reader, blank: int, gap_frames: int, 
 
 
 def _hypothesis(path: Link, scores: LogProbs, ids: NDArray[np.int64], blank: int, gap_frames: int) -> Hypothesis:
-    """The path, which says something, as `search.best_path` would tell it."""
+    """The path as `search.best_path` would tell it."""
     runs: list[tuple[int, int, int, float]] = []  # column, start, end and peak, the last one first
     link: Link | None = path
     end = len(scores)
@@ -160,5 +160,7 @@ def _hypothesis(path: Link, scores: LogProbs, ids: NDArray[np.int64], blank: int
                 peak = max(peak, other)
             runs.append((column, start, last, peak))
         end = start
+    if not runs:  # a language model may find silence the likeliest
+        return Hypothesis(*(np.empty(0, np.int64) for _ in range(3)), np.empty(0, np.float32))
     columns, starts, ends, peaks = (np.array(values) for values in zip(*reversed(runs), strict=True))
     return Hypothesis(ids[columns], starts, ends, np.exp(peaks).astype(np.float32))

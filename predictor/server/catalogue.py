@@ -31,6 +31,7 @@ def describe(model: Model, versions: list[str]) -> dict[str, Any]:
         "parameters": {
             "bundle_digest": bundle.digest,
             "bundle_name": bundle.name,
+            "decodings": list(model.recognizer.decodings),
             "family": bundle.family,
             "languages": list(bundle.languages),
             "precision": bundle.graph.precision,

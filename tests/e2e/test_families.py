@@ -173,3 +173,9 @@ def test_the_doctor_names_what_is_wrong(published, tmp_path):
     refused = pipelines("convert", tmp_path / "odd", tmp_path / "bundle", status=3)
     assert "mask" in refused.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_metadata_says_what_a_model_can_do(client):
+    found = client.get("/v2/models/indic-conformer").json()["parameters"]
+    assert (found["family"], found["decodings"], len(found["languages"])) == ("indic-conformer", ["ctc", "rnnt"], 22)
+    assert client.get("/v2/models/phowhisper").json()["parameters"]["decodings"] == ["ctc"]

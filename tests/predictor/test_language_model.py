@@ -82,7 +82,7 @@ def _collapsed(path):
     return "".join(TINY.tokens[token] for before, token in zip((-1, *path), path, strict=False) if token != before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_the_beam_finds_the_best_of_all_paths(model, seed, frames):
     logits = np.random.default_rng(seed).normal(0, 1.5, (frames, 4))
@@ -102,6 +102,13 @@ def test_a_likelier_sentence_wins_where_the_sound_leaves_it_open(model):
     emission = Emission(np.log(probabilities))
     assert best_path(emission, range(4), 0).tokens.tolist() == [2, 1, 2]
     assert beam.search(emission, TINY, "xx", model=model).tokens.tolist() == [2, 1, 3]
+
+
+def test_silence_wins_where_every_word_costs_more_than_it_sounds(arpa):
+    strict = LanguageModel.load(arpa, weight=2.0, word_bonus=-9.0)
+    emission = Emission(np.log(np.float32([[0.4, 0.05, 0.5, 0.05]])))
+    assert best_path(emission, range(4), 0).tokens.tolist() == [2]
+    assert beam.search(emission, TINY, "xx", model=strict).tokens.tolist() == []
 
 
 def test_hotwords_and_the_model_pay_together(model):

@@ -161,6 +161,7 @@ def _hypothesis(path: Link, scores: LogProbs, ids: NDArray[np.int64], blank: int
             runs.append((column, start, last, peak))
         end = start
     if not runs:  # a language model may find silence the likeliest
-        return Hypothesis(*(np.empty(0, np.int64) for _ in range(3)), np.empty(0, np.float32))
+        none = np.empty(0, np.int64)
+        return Hypothesis(none, none, none, np.empty(0, np.float32))
     columns, starts, ends, peaks = (np.array(values) for values in zip(*reversed(runs), strict=True))
     return Hypothesis(ids[columns], starts, ends, np.exp(peaks).astype(np.float32))

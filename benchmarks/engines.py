@@ -103,7 +103,9 @@ def measured(model: str, ways: dict[str, Way], seconds: Sequence[float], rounds:
         samples = recording(length)
         cases: dict[str, Callable[[], object]] = {name: partial(way.transcribe, samples) for name, way in ways.items()}
         costs = in_turns(cases | dict(roofline.PEAKS), rounds, f"{model}, {length:g} s")
-        peaks = {name: roofline.giga_a_second(cpu_ms(costs[name])) for name in roofline.PEAKS}
+        # A peak is what was reached at best; a way's cost is what it took as a rule.
+        fastest = {name: min(cost.cpu_ms for cost in costs[name]) for name in roofline.PEAKS}
+        peaks = {name: roofline.giga_a_second(took) for name, took in fastest.items()}
         for name, way in ways.items():
             took, share = cpu_ms(costs[name]), None
             if way.work:
@@ -173,10 +175,11 @@ def plot(results: Sequence[Result], file: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "vani"
     from matplotlib import pyplot as plt
 
-    models = list(dict.fromkeys(each.model for each in results))
-    figure, axes = plt.subplots(1, len(models), figsize=(4.2 * len(models), 4.6), squeeze=False, layout="constrained")
+    shown = [each for each in results if not each.way.startswith("peak") and not each.way.endswith("windows")]
+    models = list(dict.fromkeys(each.model for each in shown))
+    figure, axes = plt.subplots(1, len(models), figsize=(3.4 * len(models), 5.2), squeeze=False, layout="constrained")
     for axis, model in zip(axes[0], models, strict=True):
-        rows = [each for each in results if each.model == model and not each.way.startswith("peak")]
+        rows = [each for each in shown if each.model == model]
         for way in dict.fromkeys(each.way for each in rows):
             own = [each for each in rows if each.way == way]
             style = "o-" if own[0].ours else "s--"
@@ -186,7 +189,7 @@ def plot(results: Sequence[Result], file: Path) -> None:
         axis.set_xticks(lengths, [f"{length:g}" for length in lengths])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 

@@ -1,4 +1,4 @@
-"""What networks must compute, and how fast this machine multiplies: the least time that any engine could take.
+"""What networks must compute, and how fast this machine multiplies: about the least time that an engine could take.
 
 Products of fp32 and int8 matrices are timed as pieces of work like any other, in the same rounds. Attention and the
 convolutions are fp32 in every engine here, and what is left (norms, activations, copies) is counted as nothing.

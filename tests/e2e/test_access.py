@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import grpc
 import httpx
@@ -312,6 +313,7 @@ def test_the_log_has_one_line_a_request_and_no_text_audio_or_secret(client, serv
     statuses = [ask({"X-Request-Id": identity}).status_code for ask, identity in zip(asked, identities, strict=True)]
     assert statuses == [200, 200, 200, 400, 401]
     for identity, status in zip(identities, statuses, strict=True):
+        until(partial(server.log_lines, f"request_id={identity}"))  # it is written when the answer has been sent
         (line,) = server.log_lines(f"request_id={identity}")
         assert f" status={status} " in line
         assert ("key=web" in line) == (status != 401)
